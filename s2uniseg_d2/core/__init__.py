@@ -1,0 +1,1 @@
+"""Plain PyTorch parts of S2-UniSeg: nothing in here imports Detectron2."""
