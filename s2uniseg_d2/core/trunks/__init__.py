@@ -1,0 +1,1 @@
+"""Encoders: any timm ViT and the ViT-Adapter around it."""
