@@ -1,0 +1,1 @@
+"""The Mask2Former decoder with query groups."""
