@@ -1,0 +1,1 @@
+"""Matching and the losses of masks, objectness and queries."""

@@ -1,0 +1,150 @@
+"""Losses between matched masks: binary cross-entropy and Dice, on sampled points or on all pixels.
+
+Axes: b views, q queries, n masks, m matched pairs, p points, h and w rows and columns of the stride-4 grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from s2uniseg_d2.core.structures import Match
+
+# candidates that are looked at in one go: hundreds of pairs with 37,632 each would take gigabytes
+CANDIDATES_AT_ONCE = 2**24
+
+
+def mask_losses(
+    logits: Tensor,
+    targets: Sequence[Tensor],
+    match: Match,
+    *,
+    normalizer: Tensor | float,
+    num_points: int = 12544,
+    oversample_ratio: float = 3.0,
+    importance_ratio: float = 0.75,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Binary cross-entropy ``mask`` and Dice loss ``dice`` of the matched pairs, both scalars in float32.
+
+    Source: Mask2Former (arXiv 2112.01527), section 3.3. The paper prints no mask loss, yet without one no mask
+    parameter has a gradient, because attention masks are detached. Each is averaged over a pair's points, summed
+    over pairs and divided by ``normalizer``. Without pairs both are zero, with a gradient of zero to ``logits``.
+
+    Args:
+        logits: ``(b, q, h, w)`` mask logits.
+        targets: for every view ``(n_i, h', w')`` bool, all views on one grid.
+        match: the pairs.
+        normalizer: see ``global_count``.
+        num_points: points per pair; 0 takes all pixels, which draws nothing and needs targets on the logits' grid.
+        oversample_ratio: how many times ``num_points`` candidates are drawn, at least 1.
+        importance_ratio: share of the points that are the most uncertain candidates; the rest is drawn afresh.
+        generator: source of the points; best on the device of ``logits``, else the points are copied over.
+
+    Raises:
+        ValueError: if a ratio or count is out of range, or points are asked for without a generator, or ``targets``
+            do not fit.
+    """
+    _check_sampling(num_points, oversample_ratio, importance_ratio, generator)
+    if len(targets) != len(logits):
+        raise ValueError(f"targets must hold one tensor per view, got {len(targets)} for {len(logits)} views")
+    if match.query.numel() == 0:
+        # an empty sum keeps the graph as logits.sum() * 0 would, but cannot overflow to inf * 0
+        zero = logits.flatten()[:0].float().sum()
+        return {"mask": zero, "dice": zero.clone()}
+    with torch.autocast(logits.device.type, enabled=False):
+        predicted = logits[match.image, match.query].float()
+        truth = _matched_targets(targets, match).to(predicted.dtype)
+        if num_points == 0:
+            if truth.shape != predicted.shape:
+                raise ValueError(
+                    f"targets must lie on the logits' grid when num_points is 0, "
+                    f"got {tuple(truth.shape[1:])} and {tuple(predicted.shape[1:])}"
+                )
+            predicted, truth = predicted.flatten(1), truth.flatten(1)
+        else:
+            assert generator is not None
+            points = draw_uncertain_points(predicted, num_points, oversample_ratio, importance_ratio, generator)
+            predicted, truth = sample_points(predicted, points), sample_points(truth, points)
+        cross_entropy = functional.binary_cross_entropy_with_logits(predicted, truth, reduction="none").mean(dim=1)
+        return {
+            "mask": cross_entropy.sum() / normalizer,
+            "dice": _dice_loss(predicted, truth).sum() / normalizer,
+        }
+
+
+def sample_points(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples ``(m, p)`` of ``(m, h, w)`` maps, with zeros beyond their rim.
+
+    Args:
+        maps: one map per pair, float.
+        points: ``(m, p, 2)`` as (x, y) in [0, 1] from rim to rim.
+    """
+    sampled = functional.grid_sample(
+        maps[:, None], 2.0 * points[:, None] - 1.0, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
+    return sampled[:, 0, 0]
+
+
+@torch.no_grad()
+def draw_uncertain_points(
+    logits: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float, generator: torch.Generator
+) -> Tensor:
+    """Points where the masks are undecided, and some anywhere: ``(m, num_points, 2)`` as (x, y) in [0, 1].
+
+    Source: PointRend (arXiv 1912.08193), section 3.1, with the uncertainty -abs(logit). The same generator state
+    gives the same points; among equally uncertain candidates the choice is ``torch.topk``'s.
+
+    Args:
+        logits: ``(m, h, w)``.
+        num_points: points per mask.
+        oversample_ratio: candidates per point.
+        importance_ratio: share of the points taken from the candidates.
+        generator: drawn from twice, first the candidates, then the points that are placed anywhere.
+    """
+    important = int(importance_ratio * num_points)
+    num_candidates = int(num_points * oversample_ratio)
+    chosen_points = []
+    for part in torch.split(logits, max(1, CANDIDATES_AT_ONCE // num_candidates)):
+        candidates = _draw((len(part), num_candidates, 2), generator, logits.device)
+        # the logit nearest to zero is the most uncertain one
+        uncertainty = -sample_points(part, candidates).abs()
+        chosen = uncertainty.topk(important, dim=1).indices
+        chosen_points.append(candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2)))
+    anywhere = _draw((len(logits), num_points - important, 2), generator, logits.device)
+    return torch.cat([torch.cat(chosen_points), anywhere], dim=1)
+
+
+def _draw(shape: tuple[int, int, int], generator: torch.Generator, device: torch.device) -> Tensor:
+    return torch.rand(shape, generator=generator, device=generator.device).to(device, non_blocking=True)
+
+
+def _dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """One minus Dice per row of ``(m, p)``, with one added to numerator and denominator."""
+    probabilities = logits.sigmoid()
+    overlap = (probabilities * targets).sum(dim=1)
+    total = probabilities.sum(dim=1) + targets.sum(dim=1)
+    return 1.0 - (2.0 * overlap + 1.0) / (total + 1.0)
+
+
+def _matched_targets(targets: Sequence[Tensor], match: Match) -> Tensor:
+    """The target of every pair, ``(m, h', w')``."""
+    counts = torch.tensor([len(masks) for masks in targets])
+    offsets = (counts.cumsum(0) - counts).to(match.image.device, non_blocking=True)
+    return torch.cat(list(targets))[offsets[match.image] + match.target]
+
+
+def _check_sampling(
+    num_points: int, oversample_ratio: float, importance_ratio: float, generator: torch.Generator | None
+) -> None:
+    if num_points < 0:
+        raise ValueError(f"num_points must be at least 0, got {num_points}")
+    if oversample_ratio < 1:
+        raise ValueError(f"oversample_ratio must be at least 1, got {oversample_ratio}")
+    if not 0 <= importance_ratio <= 1:
+        raise ValueError(f"importance_ratio must lie in [0, 1], got {importance_ratio}")
+    if num_points > 0 and generator is None:
+        raise ValueError(f"generator must be given when num_points is not 0, got None and {num_points} points")

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import torch
+
+from s2uniseg_d2.core.losses import matching
+from s2uniseg_d2.core.losses.matching import dice_cost, match_masks
+
+
+def problem(q: int, n: int, seed: int, h: int = 4, w: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(q, h, w, generator=generator) * 3, torch.rand(n, h, w, generator=generator) > 0.6
+
+
+def brute_force(cost: torch.Tensor) -> float:
+    """The least sum over all one-to-one assignments of the smaller side."""
+    if cost.shape[0] < cost.shape[1]:
+        cost = cost.T
+    q, n = cost.shape
+    return min(sum(cost[row, column].item() for column, row in enumerate(rows)) for rows in permutations(range(q), n))
+
+
+def test_perfect_masks_cost_nothing_and_disjoint_ones_everything():
+    targets = torch.zeros(2, 40, 50, dtype=torch.bool)
+    targets[0, :20], targets[1, 20:] = True, True
+    cost = dice_cost(torch.where(targets, 100.0, -100.0), targets)
+    assert cost.diagonal().tolist() == [0, 0]
+    assert torch.allclose(cost.flip(1).diagonal(), torch.tensor(1 - 1 / 2001))
+
+
+def test_cost_by_hand():
+    logits = torch.tensor([[[0.0, 0.0], [float("-inf"), float("-inf")]]])
+    targets = torch.tensor([[[True, False], [False, False]]])
+    assert dice_cost(logits, targets).item() == pytest.approx(1 - (2 * 0.5 + 1) / (1 + 1 + 1))
+
+
+def test_cost_of_empty_masks_is_zero():
+    assert dice_cost(torch.full((1, 3, 3), -1e4), torch.zeros(1, 3, 3, dtype=torch.bool)).item() == 0
+
+
+def test_cost_equals_transformers():
+    reference = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
+    logits, targets = problem(7, 5, 0, 11, 13)
+    theirs = reference.pair_wise_dice_loss(logits.flatten(1), targets.float().flatten(1))
+    assert torch.allclose(dice_cost(logits, targets), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3), (3, 5), (6, 1), (1, 6), (6, 6)])
+@pytest.mark.parametrize("seed", range(8))
+def test_sum_is_the_least_over_all_permutations(shape, seed):
+    logits, targets = problem(*shape, seed)
+    match = match_masks(logits[None], [targets])
+    cost = dice_cost(logits, targets)
+    assert len(match.query) == min(shape)
+    assert len(set(match.query.tolist())) == len(set(match.target.tolist())) == min(shape)
+    assert cost[match.query, match.target].sum().item() == pytest.approx(brute_force(cost), abs=1e-5)
+
+
+def test_a_batch_equals_its_views_one_by_one_and_is_sorted():
+    sets = [problem(6, n, seed)[1] for seed, n in enumerate((4, 0, 9, 1))]
+    logits = torch.stack([problem(6, 1, 10 + seed)[0] for seed in range(4)])
+    match = match_masks(logits, sets)
+    assert match.image.tolist() == [0] * 4 + [2] * 6 + [3]
+    for view, targets in enumerate(sets):
+        alone = match_masks(logits[view : view + 1], [targets])
+        here = match.image == view
+        assert torch.equal(match.query[here], alone.query)
+        assert torch.equal(match.target[here], alone.target)
+        assert alone.target.tolist() == sorted(alone.target.tolist())
+
+
+def test_finds_the_permutation_that_made_the_logits():
+    targets = problem(1, 6, 3, 16, 16)[1]
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    logits = torch.where(targets[order], 4.0, -4.0)
+    match = match_masks(logits[None], [targets])
+    assert torch.equal(order[match.query], match.target)
+    assert match.target.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_no_targets_no_pairs(count):
+    match = match_masks(torch.zeros(count, 5, 4, 4), [torch.zeros(0, 4, 4, dtype=torch.bool)] * count)
+    assert [tuple(part.shape) for part in match] == [(0,)] * 3
+    assert {part.dtype for part in match} == {torch.int64}
+
+
+def test_empty_targets_and_infinite_logits_are_matched():
+    logits = torch.full((1, 3, 4, 4), float("inf"))
+    assert len(match_masks(logits, [torch.zeros(2, 4, 4, dtype=torch.bool)]).query) == 2
+
+
+def test_equal_costs_give_the_same_pairs_each_time():
+    logits, targets = torch.zeros(1, 5, 4, 4), torch.ones(3, 4, 4, dtype=torch.bool)
+    first, second = match_masks(logits, [targets]), match_masks(logits, [targets])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_one_copy_to_the_host_for_the_whole_batch(monkeypatch):
+    copies = []
+    original = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(1) or original(self))
+    match_masks(torch.randn(3, 5, 4, 4), [problem(1, n, n)[1][:, :, :4] for n in (2, 3, 4)])
+    assert len(copies) == 1
+
+
+def test_costs_are_float32_under_mixed_precision():
+    logits, targets = problem(4, 3, 0, 32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = dice_cost(logits, targets)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, dice_cost(logits, targets))
+    assert torch.equal(dice_cost(logits.half(), targets), dice_cost(logits.half().float(), targets))
+
+
+def test_no_graph_is_kept():
+    logits = torch.randn(1, 4, 4, 4, requires_grad=True)
+    assert not any(part.requires_grad for part in match_masks(logits, [torch.ones(2, 4, 4, dtype=torch.bool)]))
+    assert matching.dice_cost(logits[0], torch.ones(2, 4, 4, dtype=torch.bool)).requires_grad
+
+
+def test_bad_input_is_refused():
+    targets = [torch.ones(2, 4, 4, dtype=torch.bool)]
+    with pytest.raises(ValueError, match="finite matching costs, got 2 others"):
+        match_masks(torch.cat([torch.zeros(1, 3, 4, 4), torch.full((1, 1, 4, 4), float("nan"))], dim=1), targets)
+    with pytest.raises(ValueError, match="one tensor for each view"):
+        match_masks(torch.zeros(2, 3, 4, 4), targets)
+    with pytest.raises(ValueError, match="must share their grid"):
+        match_masks(torch.zeros(1, 3, 4, 5), targets)

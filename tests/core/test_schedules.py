@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s2uniseg_d2.core.schedules import cosine
+
+
+def test_ends_are_exact_and_the_middle_is_the_mean():
+    assert cosine(0, 0.9995, 1.0) == 0.9995
+    assert cosine(1, 0.9995, 1.0) == 1.0
+    assert cosine(0.5, 2.0, 4.0) == pytest.approx(3.0)
+
+
+def test_equals_dinos_formula():
+    for step in range(101):
+        wanted = 1.0 + 0.5 * (0.996 - 1.0) * (1 + math.cos(math.pi * step / 100))
+        assert cosine(step / 100, 0.996, 1.0) == pytest.approx(wanted, abs=1e-12)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(-5, 5), st.floats(-5, 5))
+def test_stays_between_its_ends_and_is_monotonic(first, second, start, end):
+    low, high = sorted((first, second))
+    a, b = cosine(low, start, end), cosine(high, start, end)
+    assert min(start, end) - 1e-9 <= a <= max(start, end) + 1e-9
+    assert (b - a) * (end - start) >= -1e-9
+
+
+@pytest.mark.parametrize("progress", [-0.01, 1.01, float("nan")])
+def test_progress_out_of_range_is_refused(progress):
+    with pytest.raises(ValueError, match=r"progress must lie in \[0, 1\]"):
+        cosine(progress, 0.0, 1.0)
