@@ -9,8 +9,6 @@ with the gradients compared as one vector.
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from torch.nn import functional
@@ -24,12 +22,8 @@ from tests.oracles.mask2former_names import pixel_decoder_to_transformers, query
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-5
 DOUBLE_TOLERANCE = 1e-9
 
-with warnings.catch_warnings():
-    # transformers warns about its own optional parts while it is imported
-    warnings.simplefilter("ignore")
-    pytest.importorskip("transformers", reason="transformers is the oracle of these tests")
-    oracle = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
-    from transformers import Mask2FormerConfig
+transformers = pytest.importorskip("transformers", reason="transformers is the oracle of these tests")
+oracle = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
 
 TINY = {
     "channels": (24, 32, 40, 48),
@@ -56,7 +50,7 @@ def perturb(module, seed):
 
 
 def build(settings, seed=0, dtype=torch.float32):
-    """Both parts of ours and of transformers with equal weights, and the class head for theirs."""
+    """Both parts of ours and both of transformers, with equal weights."""
     torch.manual_seed(seed)
     pixel, query = (
         PixelDecoder(settings["channels"], **settings["pixel"]),
@@ -77,13 +71,9 @@ def build(settings, seed=0, dtype=torch.float32):
         "num_queries": query.query_feat.num_embeddings,
         "dropout": 0.0,
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = Mask2FormerConfig(**sizes)
-        their_pixel = (
-            oracle.Mask2FormerPixelDecoder(config, feature_channels=list(settings["channels"])).to(dtype).eval()
-        )
-        their_query = oracle.Mask2FormerTransformerModule(in_features=query.hidden_dim, config=config).to(dtype).eval()
+    config = transformers.Mask2FormerConfig(**sizes)
+    their_pixel = oracle.Mask2FormerPixelDecoder(config, feature_channels=list(settings["channels"])).to(dtype).eval()
+    their_query = oracle.Mask2FormerTransformerModule(in_features=query.hidden_dim, config=config).to(dtype).eval()
     their_pixel.load_state_dict(pixel_decoder_to_transformers(pixel.state_dict()), strict=True)
     folded = {**query.state_dict(), "query_feat.weight": query.raw_queries().detach()}
     their_query.load_state_dict(query_decoder_to_transformers(folded), strict=True)
