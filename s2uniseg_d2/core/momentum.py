@@ -63,4 +63,4 @@ def _pair(
                 f"teacher and student must have {kind}s of equal shape, "
                 f"got {tuple(old[name].shape)} and {tuple(new[name].shape)} for {name!r}"
             )
-    return [(value.detach(), new[name].detach().to(value)) for name, value in old.items()]
+    return [(value, new[name].to(value)) for name, value in old.items()]

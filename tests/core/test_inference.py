@@ -62,8 +62,9 @@ def test_top_k_takes_the_best_and_equal_scores_keep_the_order():
 
 def test_empty_masks_are_dropped_and_do_not_take_a_place():
     masks = torch.stack([torch.full((8, 8), -1.0), regions(TOP)[0], torch.zeros(8, 8)])
-    found = instance_inference(masks, objects(SURE, UNSURE, SURE), torch.tensor([0, 1, 2]), top_k=1)
-    assert found.classes.tolist() == [1]
+    for top_k in (1, 100):
+        found = instance_inference(masks, objects(SURE, UNSURE, SURE), torch.tensor([0, 1, 2]), top_k=top_k)
+        assert found.classes.tolist() == [1]
 
 
 def test_boxes_are_tight():

@@ -96,6 +96,8 @@ def test_a_student_in_another_precision_is_converted():
     copy_to_teacher(student, teacher)
     assert teacher.weight.dtype == torch.float32
     assert torch.equal(teacher.weight, student.weight.float())
+    update_teacher(teacher, student, 0.5)
+    assert torch.allclose(teacher.weight, student.weight.float())
 
 
 def test_no_parameters_is_fine():

@@ -55,25 +55,25 @@ def mask_losses(
         # an empty sum keeps the graph as logits.sum() * 0 would, but cannot overflow to inf * 0
         zero = logits.flatten()[:0].float().sum()
         return {"mask": zero, "dice": zero.clone()}
-    with torch.autocast(logits.device.type, enabled=False):
-        predicted = logits[match.image, match.query].float()
-        truth = _matched_targets(targets, match).to(predicted.dtype)
-        if num_points == 0:
-            if truth.shape != predicted.shape:
-                raise ValueError(
-                    f"targets must lie on the logits' grid when num_points is 0, "
-                    f"got {tuple(truth.shape[1:])} and {tuple(predicted.shape[1:])}"
-                )
-            predicted, truth = predicted.flatten(1), truth.flatten(1)
-        else:
-            assert generator is not None
-            points = draw_uncertain_points(predicted, num_points, oversample_ratio, importance_ratio, generator)
-            predicted, truth = sample_points(predicted, points), sample_points(truth, points)
-        cross_entropy = functional.binary_cross_entropy_with_logits(predicted, truth, reduction="none").mean(dim=1)
-        return {
-            "mask": cross_entropy.sum() / normalizer,
-            "dice": _dice_loss(predicted, truth).sum() / normalizer,
-        }
+    # nothing below is cast down by autocast, so float32 here is float32 to the end
+    predicted = logits[match.image, match.query].float()
+    truth = _matched_targets(targets, match).to(predicted.dtype)
+    if num_points == 0:
+        if truth.shape != predicted.shape:
+            raise ValueError(
+                f"targets must lie on the logits' grid when num_points is 0, "
+                f"got {tuple(truth.shape[1:])} and {tuple(predicted.shape[1:])}"
+            )
+        predicted, truth = predicted.flatten(1), truth.flatten(1)
+    else:
+        assert generator is not None
+        points = draw_uncertain_points(predicted, num_points, oversample_ratio, importance_ratio, generator)
+        predicted, truth = sample_points(predicted, points), sample_points(truth, points)
+    cross_entropy = functional.binary_cross_entropy_with_logits(predicted, truth, reduction="none").mean(dim=1)
+    return {
+        "mask": cross_entropy.sum() / normalizer,
+        "dice": _dice_loss(predicted, truth).sum() / normalizer,
+    }
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ def match_masks(logits: Tensor, targets: Sequence[Tensor]) -> Match:
         Pairs sorted by (view, target), on the device of ``logits``.
 
     Raises:
-        ValueError: if there is not one set of targets per view, the grids differ or a cost is not finite.
+        ValueError: if there is not one set of targets per view, or the grids differ.
+        FloatingPointError: if a cost is not finite, which is a sign of weights or features that are not.
     """
     if logits.dim() != 4 or len(targets) != len(logits):
         raise ValueError(
@@ -70,7 +71,7 @@ def match_masks(logits: Tensor, targets: Sequence[Tensor]) -> Match:
     # the assignment runs on the CPU; each copy waits for the device, so all views travel in one
     flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy() if costs else np.empty(0, dtype=np.float32)
     if not np.isfinite(flat).all():
-        raise ValueError(f"logits must give finite matching costs, got {int((~np.isfinite(flat)).sum())} others")
+        raise FloatingPointError(f"mask logits must give finite matching costs, got {int((~np.isfinite(flat)).sum())} others")
 
     pairs: list[np.ndarray] = [np.empty((3, 0), dtype=np.int64)]
     start = 0

@@ -123,7 +123,7 @@ def test_no_graph_is_kept():
 
 def test_bad_input_is_refused():
     targets = [torch.ones(2, 4, 4, dtype=torch.bool)]
-    with pytest.raises(ValueError, match="finite matching costs, got 2 others"):
+    with pytest.raises(FloatingPointError, match="finite matching costs, got 2 others"):
         match_masks(torch.cat([torch.zeros(1, 3, 4, 4), torch.full((1, 1, 4, 4), float("nan"))], dim=1), targets)
     with pytest.raises(ValueError, match="one tensor for each view"):
         match_masks(torch.zeros(2, 3, 4, 4), targets)
