@@ -1,0 +1,148 @@
+"""Checking COCO annotation files before they are used."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+_EXAMPLES = 3  # how many faulty items an error names
+_REQUIRED = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd"),
+    "categories": ("id", "name"),
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        ValueError: if the file is missing, is no JSON, or holds something other than an object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"cannot read annotation file {path}: {error.strerror or error}") from error
+    except ValueError as error:  # malformed JSON, or bytes that are no text
+        raise ValueError(f"annotation file {path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"annotation file {path} must hold a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def check_coco_json(json_path: Path, image_dir: Path) -> dict[str, Any]:
+    """Return the content of a COCO instance file, once it is known to be sound.
+
+    Checked: the three lists and their keys, unique ids, references between them, segmentations (polygons, compressed
+    and uncompressed run lengths; crowds included), and that every picture is in ``image_dir``. Pictures are not opened.
+
+    Raises:
+        ValueError: for the first rule that is broken, with the number of faulty items and the first few.
+    """
+    content = read_json(json_path)
+    missing = [key for key in _REQUIRED if key not in content]
+    if missing:
+        raise ValueError(
+            f"annotation file {json_path} lacks {_listed(missing)}; COCO's format has images, annotations, categories"
+        )
+    for name, keys in _REQUIRED.items():
+        _check_items(json_path, name, content[name], keys)
+    for name in ("images", "categories"):
+        if not content[name]:
+            raise ValueError(f"annotation file {json_path} holds no {name}: the list is empty")
+    _check_references(json_path, content)
+    _check_segmentations(json_path, content)
+    check_files(json_path, "images", [image["file_name"] for image in content["images"]], image_dir)
+    return content
+
+
+def check_files(json_path: Path, what: str, names: Sequence[str], folder: Path) -> None:
+    """Check that each file that an annotation file names is in a folder; each sub-folder is listed once.
+
+    Raises:
+        ValueError: if the folder is missing, or files are, with their number and the first few.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"folder {folder}, for the {what} of annotation file {json_path}, does not exist")
+    present: dict[str, set[str]] = {}
+    absent = []
+    for name in names:
+        head, tail = os.path.split(name)
+        if head not in present:
+            below = folder / head
+            present[head] = set(os.listdir(below)) if below.is_dir() else set()
+        if tail not in present[head]:
+            absent.append(name)
+    if absent:
+        raise ValueError(
+            f"annotation file {json_path} names {len(names)} {what}, of which {len(absent)} are missing in "
+            f"{folder}: {_listed(absent)}"
+        )
+
+
+def _check_items(path: Path, name: str, items: Any, keys: Iterable[str]) -> None:
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ValueError(f"{name} of annotation file {path} must be a list of objects")
+    for key in keys:
+        _refuse(path, name, items, partial(_lacks, key), f"lack {key!r}")
+    uses = Counter(item["id"] for item in items)
+    _refuse(path, name, items, lambda item: uses[item["id"]] > 1, "share their id with another")
+
+
+def _lacks(key: str, item: dict[str, Any]) -> bool:
+    return key not in item
+
+
+def _check_references(path: Path, content: dict[str, Any]) -> None:
+    annotations = content["annotations"]
+    images = {image["id"] for image in content["images"]}
+    categories = {category["id"] for category in content["categories"]}
+    _refuse(path, "annotations", annotations, lambda a: a["image_id"] not in images, "name an image_id not in images")
+    _refuse(
+        path,
+        "annotations",
+        annotations,
+        lambda a: a["category_id"] not in categories,
+        "name a category_id not in categories",
+    )
+    _refuse(path, "annotations", annotations, lambda a: a.get("ignore"), "set 'ignore', which Detectron2 cannot read")
+
+
+def _check_segmentations(path: Path, content: dict[str, Any]) -> None:
+    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    _refuse(
+        path,
+        "annotations",
+        content["annotations"],
+        lambda a: not _is_segmentation(a["segmentation"], sizes[a["image_id"]]),
+        "have a segmentation that is neither polygons of at least 3 points nor run lengths of the picture's size",
+    )
+
+
+def _is_segmentation(segmentation: Any, size: list[int]) -> bool:
+    if isinstance(segmentation, dict):
+        return "counts" in segmentation and list(segmentation.get("size", ())) == size
+    return (
+        isinstance(segmentation, list)
+        and bool(segmentation)
+        and all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation)
+    )
+
+
+def _refuse(
+    path: Path, name: str, items: list[dict[str, Any]], is_faulty: Callable[[dict[str, Any]], Any], fault: str
+) -> None:
+    faulty = [item for item in items if is_faulty(item)]
+    if faulty:
+        examples = _listed([f"id {item['id']}" if "id" in item else str(item)[:60] for item in faulty])
+        raise ValueError(f"{len(faulty)} of {len(items)} {name} of annotation file {path} {fault}: {examples}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_EXAMPLES])
+    return f"{shown}, ..." if len(names) > _EXAMPLES else shown

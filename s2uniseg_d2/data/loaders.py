@@ -1,0 +1,111 @@
+"""Data loaders for training and evaluation, Detectron2's own with the mappers of this package."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.common import ToIterableDataset
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from .datasets import resolve_dataset
+from .mapper import InferenceMapper, MultiViewMapper
+
+
+class DrawSampler(TrainingSampler):
+    """Detectron2's endless shuffled stream, each index with its place in the stream: ``(draw, index)``.
+
+    Args:
+        size: of the data set.
+        seed: of the shuffle; None draws one that all processes share.
+        start: place in the stream, counted over all processes, at which to begin.
+
+    Raises:
+        ValueError: if ``start`` is negative.
+    """
+
+    def __init__(self, size: int, *, seed: int | None = None, start: int = 0) -> None:
+        super().__init__(size, seed=seed)
+        if start < 0:
+            raise ValueError(f"start must not be negative, got {start}")
+        self._start = start
+
+    def _infinite_indices(self) -> Iterator[tuple[int, int]]:
+        stream = enumerate(super()._infinite_indices())
+        return itertools.islice(stream, self._start, None)
+
+
+class _NumberedRecords(Dataset):
+    """Records by ``(draw, index)``, each with its ``draw`` written into a copy."""
+
+    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+        self._records = DatasetFromList(list(records), copy=False)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        draw, index = key
+        return {**self._records[index], "draw": draw}
+
+
+def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
+    """Return the endless loader of ``DATASETS.TRAIN``: lists of what :class:`MultiViewMapper` makes.
+
+    Only the pictures of the data sets are used, not their annotations. With ``SEED`` at 0 or above, the pictures of
+    each iteration and their views are the same whatever the number of workers and processes, as long as no picture is
+    unreadable.
+
+    Args:
+        cfg: reads ``DATASETS.TRAIN``, ``SEED``, ``SOLVER.IMS_PER_BATCH``, ``DATALOADER.NUM_WORKERS`` and ``INPUT``.
+        start_iter: iterations already done; the stream goes on after them.
+
+    Raises:
+        ValueError: if ``DATASETS.TRAIN`` is empty or names a data set that cannot be used, or the batch cannot be
+            shared evenly by the processes.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN must name at least one data set, got ()")
+    batch, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if batch < 1 or batch % processes:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH must be a positive multiple of {processes} processes, got {batch}")
+    names = [resolve_dataset(name) for name in cfg.DATASETS.TRAIN]
+    records = get_detection_dataset_dicts(names, filter_empty=False, check_consistency=False)
+    pictures = [{key: record[key] for key in ("file_name", "image_id") if key in record} for record in records]
+    sampler = DrawSampler(len(pictures), seed=cfg.SEED if cfg.SEED >= 0 else None, start=start_iter * batch)
+    # Iterable, so that a skipped picture is followed by the next one of the stream: MapDataset's own replacement draws
+    # from a set, an error since Python 3.11.
+    stream = ToIterableDataset(_NumberedRecords(pictures), sampler, shard_chunk_size=batch // processes)
+    return build_detection_train_loader(
+        stream,
+        mapper=MultiViewMapper(cfg, True),
+        total_batch_size=batch,
+        aspect_ratio_grouping=False,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
+    """Return the loader that yields every picture of a data set once, in order, in lists of one.
+
+    Args:
+        cfg: reads ``DATALOADER.NUM_WORKERS`` and ``INPUT.TEST_LONGEST_PX``.
+        name: of a data set, in any form that :func:`resolve_dataset` knows.
+
+    Raises:
+        ValueError: if the data set cannot be used.
+    """
+    records = get_detection_dataset_dicts(resolve_dataset(name), filter_empty=False, check_consistency=False)
+    return build_detection_test_loader(
+        DatasetFromList(records, copy=False), mapper=InferenceMapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
