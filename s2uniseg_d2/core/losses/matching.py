@@ -71,7 +71,8 @@ def match_masks(logits: Tensor, targets: Sequence[Tensor]) -> Match:
     # the assignment runs on the CPU; each copy waits for the device, so all views travel in one
     flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy() if costs else np.empty(0, dtype=np.float32)
     if not np.isfinite(flat).all():
-        raise FloatingPointError(f"mask logits must give finite matching costs, got {int((~np.isfinite(flat)).sum())} others")
+        others = int((~np.isfinite(flat)).sum())
+        raise FloatingPointError(f"mask logits must give finite matching costs, got {others} others")
 
     pairs: list[np.ndarray] = [np.empty((3, 0), dtype=np.int64)]
     start = 0

@@ -1,0 +1,309 @@
+"""Every configuration key of S2-UniSeg on top of Detectron2's own, with its unit, its range and the paper's symbol.
+
+Where the paper is silent, the value is ours and the comment says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+logger = logging.getLogger(__name__)
+
+
+def add_s2uniseg_config(cfg: CfgNode) -> None:
+    """Add the keys of S2-UniSeg to a Detectron2 config, in place, and set the paper's values."""
+    _add_trunk(cfg)
+    _add_labels(cfg)
+    _add_head_and_losses(cfg)
+    _add_input(cfg)
+    _add_schedule(cfg)
+
+
+def _add_trunk(cfg: CfgNode) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "S2UniSeg"
+    cfg.MODEL.BACKBONE.NAME = "ViTAdapterBackbone"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB, 0 to 255
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+
+    vit = cfg.MODEL.VIT = CfgNode()
+    vit.NAME = "vit_base_patch8_224.dino"  # any plain ViT that timm knows
+    # 0 keeps what the name says; other values shrink or stretch it (tiny recipes, tests)
+    vit.PATCH_SIZE = 0
+    vit.EMBED_DIM = 0
+    vit.DEPTH = 0
+    vit.NUM_HEADS = 0
+    vit.WEIGHTS = ""  # "" random, "timm" the weights of that name, or a file (DINO backbone or full checkpoint)
+    vit.WEIGHTS_BRANCH = "teacher"  # of a full DINO checkpoint: teacher or student
+    vit.DROP_PATH = 0.1  # student only; the paper is silent: DINO's value
+
+    adapter = cfg.MODEL.VIT_ADAPTER = CfgNode()
+    adapter.CONV_INPLANE = 64  # width of the spatial prior's stem
+    adapter.DEFORM_HEADS = 12
+    adapter.DEFORM_RATIO = 0.5  # width of deformable values relative to the embedding
+    adapter.DEFORM_POINTS = 4
+    adapter.FFN_RATIO = 0.25
+    adapter.EXTRA_EXTRACTORS = 2  # in the last interaction
+    adapter.ADD_VIT_FEATURE = True
+    adapter.APPLY_VIT_NORM = True  # the ViT's final LayerNorm on the tokens; the paper is silent: DINO's convention
+    adapter.ZERO_INIT = "stride4"  # stride4, all or none
+    adapter.NORM = "SyncBN"  # any name of detectron2.layers.get_norm; SyncBN becomes BN on the CPU
+
+
+def _add_labels(cfg: CfgNode) -> None:
+    uniap = cfg.MODEL.UNIAP = CfgNode()
+    uniap.TAUS = (0.8, 0.7, 0.6, 0.5, 0.4)  # tau_t of every layer, decreasing, in [-1, 1]
+    uniap.SIGMA = 0.07  # temperature of Eq. 5
+    uniap.OMEGA_F = 0.6  # weight of the feature similarity, Eq. 3
+    uniap.OMEGA_S = 0.4  # weight of the spatial similarity; the two sum to 1
+    uniap.MIN_TOKENS = 5  # phi = 5 in the paper, which never defines it: smallest mask, in tokens
+    uniap.REGION_AFFINITY = "mean"  # Eq. 5 over the region's mean affinity; "sum" is the literal form
+    uniap.UNTIL_STABLE = False  # repeat each threshold until nothing merges
+    uniap.MAX_MASKS = 1000  # per picture and kind, the largest are kept
+    uniap.FEATURE_STRIDE = 4  # 4, or 16 for the native token grid
+
+    cfg.MODEL.TEACHER = CfgNode()
+    # per iteration, cosine from MOMENTUM to MOMENTUM_END; the paper is silent: DINO's advice for small batches
+    cfg.MODEL.TEACHER.MOMENTUM = 0.9995
+    cfg.MODEL.TEACHER.MOMENTUM_END = 1.0
+
+
+def _add_head_and_losses(cfg: CfgNode) -> None:
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.NAME = "QueryGroupHead"
+    head.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    query = cfg.MODEL.QUERY_HEAD = CfgNode()
+    query.INS_QUERIES = 150
+    query.SEM_QUERIES = 50
+    query.HIDDEN_DIM = 256
+    query.MASK_DIM = 256
+    query.NUM_HEADS = 8
+    query.ENCODER_LAYERS = 6
+    query.ENCODER_FFN_DIM = 1024
+    query.DECODER_LAYERS = 9  # plus one prediction from the raw queries
+    query.DECODER_FFN_DIM = 2048
+
+    distillation = cfg.MODEL.QUERY_SD = CfgNode()
+    distillation.NUM_PROTOTYPES = 512  # K
+    distillation.HIDDEN_DIM = 2048
+    distillation.BOTTLENECK_DIM = 256
+    distillation.STUDENT_TEMP = 0.1
+    distillation.TEACHER_TEMP = 0.04  # the paper is silent on temperatures and centring: DINO's
+    distillation.CENTER_MOMENTUM = 0.9
+    distillation.FREEZE_LAST_LAYER_ITERS = 1600  # the paper is silent: 1 % of the run
+
+    loss = cfg.MODEL.LOSS = CfgNode()
+    loss.QUERY_SD_WEIGHT = 1.0
+    # the paper prints no mask loss, but QuerySD alone trains no mask: Mask2Former's weights
+    loss.MASK_WEIGHT = 5.0
+    loss.DICE_WEIGHT = 5.0
+    loss.OBJECTNESS_WEIGHT = 2.0  # 0 switches objectness off (literal paper); scores are then mask quality alone
+    loss.NO_OBJECT_WEIGHT = 0.1
+    loss.DEEP_SUPERVISION = True
+    loss.NUM_POINTS = 12544  # per matched mask; 0 takes every pixel
+    loss.OVERSAMPLE_RATIO = 3.0
+    loss.IMPORTANCE_RATIO = 0.75
+
+    inference = cfg.MODEL.INFERENCE = CfgNode()
+    inference.PREDICTOR = "decoder"  # decoder: teacher encoder and student decoder; uniap: the labels themselves
+    inference.OBJECT_THRESHOLD = 0.8  # panoptic: smallest objectness of a query
+    inference.OVERLAP_THRESHOLD = 0.8  # panoptic: smallest visible share of a mask
+
+
+def _add_input(cfg: CfgNode) -> None:
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.GLOBAL_LONGEST_PX = 512  # longest side of the teacher's view; the paper is silent
+    cfg.INPUT.TEST_LONGEST_PX = 1024
+    cfg.INPUT.MAX_UNREADABLE = 100  # pictures a loader process may skip before the run stops
+    views = cfg.INPUT.VIEWS = CfgNode()
+    views.NUM = 2  # delta
+    views.SIZE_PX = 224  # multiple of 32; the paper is silent
+    views.SCALE = (0.05, 0.4)  # share of the picture's area
+    views.RATIO = (0.75, 1.3333333333333333)
+    views.FLIP_PROB = 0.5
+    views.PHOTOMETRIC = True  # DINO's recipe for local views
+
+
+def _add_schedule(cfg: CfgNode) -> None:
+    cfg.SOLVER.IMS_PER_BATCH = 16
+    cfg.SOLVER.MAX_ITER = 160000
+    cfg.SOLVER.BASE_LR = 6.25e-4
+    cfg.SOLVER.BASE_LR_END = 1e-6
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"  # the paper is silent after the warm-up
+    cfg.SOLVER.WARMUP_ITERS = 10000
+    cfg.SOLVER.WARMUP_FACTOR = 1e-4
+    cfg.SOLVER.WEIGHT_DECAY = 0.05
+    cfg.SOLVER.VIT_LR_FACTOR = 0.1  # of the ViT's parameters; adapter, decoder and heads take BASE_LR
+    cfg.SOLVER.FULL_MODEL_CLIP_NORM = 0.01  # gradient norm of all parameters together; 0 is off
+    cfg.SOLVER.AMP.ENABLED = True  # switched off on the CPU
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    cfg.SEED = 0
+    cfg.VIS_PERIOD = 5000  # iterations between pictures of views and pseudo-masks; 0 is off
+    cfg.TEST.DETECTIONS_PER_IMAGE = 100
+    cfg.TEST.TASKS = ("agnostic", "instance", "semantic", "panoptic")  # those that a data set's truth allows
+    cfg.TEST.PICTURES = 6  # pictures of each test set that are drawn beside their truth; 0 is off
+    cfg.TEST.MATCH_SCORE = 0.0  # smallest score of a prediction that votes for its pseudo-class's class
+
+
+def load_config(config_file: str | Path, overrides: list[str] | None = None) -> CfgNode:
+    """Defaults, then a YAML file with its ``_BASE_`` chain, then ``KEY VALUE`` overrides, checked.
+
+    The YAML is read with the safe loader at every level, so that a config file can never run code (Detectron2's own
+    ``merge_from_file`` reads it with the unsafe one).
+
+    Raises:
+        ValueError: for a missing or malformed file, an unknown key, a wrong type or a value out of range.
+    """
+    cfg = get_cfg()
+    add_s2uniseg_config(cfg)
+    if config_file:
+        cfg = _merge(cfg, CfgNode(read_yaml(Path(config_file))), str(config_file))
+    overrides = [word for word in overrides or [] if word != "--"]
+    if len(overrides) % 2:
+        raise ValueError(f"overrides must be pairs of KEY VALUE, got {' '.join(overrides)}")
+    try:
+        cfg.merge_from_list(overrides)
+    except (AssertionError, KeyError, ValueError, SyntaxError) as error:
+        raise ValueError(f"overrides: {_first_words(error)}{_near_key(cfg, overrides)}") from error
+    validate_config(cfg)
+    return cfg
+
+
+def read_yaml(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """One config file merged over its ``_BASE_``, read without running anything.
+
+    Raises:
+        ValueError: if the file is missing, malformed, holds a Python tag, or names itself as its base.
+    """
+    path = path.expanduser()
+    if path.resolve() in chain:
+        raise ValueError(f"config file {path} is its own _BASE_")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"config file does not exist: {path}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"config file {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"config file {path} must hold KEY: VALUE lines, got {type(tree).__name__}")
+    base = tree.pop("_BASE_", None)
+    if base is None:
+        return tree
+    merged = read_yaml(path.parent / Path(str(base)).expanduser(), (*chain, path.resolve()))
+    _overlay(merged, tree)
+    return merged
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            _overlay(below[key], value)
+        else:
+            below[key] = copy.deepcopy(value)
+
+
+def _merge(cfg: CfgNode, other: CfgNode, name: str) -> CfgNode:
+    if other.pop("VERSION", 2) != 2:
+        raise ValueError(f"config file {name}: VERSION must be 2")
+    try:
+        cfg.merge_from_other_cfg(other)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(f"config file {name}: {_first_words(error)}") from error
+    return cfg
+
+
+def _first_words(error: BaseException) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def _near_key(cfg: CfgNode, overrides: list[str]) -> str:
+    """A hint with the nearest known key, for the first override that the config does not know."""
+    import difflib
+
+    known = list(known_keys(cfg))
+    for key in overrides[::2]:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            return f" ({key} is unknown{'; near it: ' + ', '.join(near) if near else ''})"
+    return ""
+
+
+def known_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    """Dotted names of all leaves of a config."""
+    names: list[str] = []
+    for key, value in cfg.items():
+        names += known_keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [f"{prefix}{key}"]
+    return names
+
+
+def _positive(value: Any) -> bool:
+    return value > 0
+
+
+def _not_negative(value: Any) -> bool:
+    return value >= 0
+
+
+def _fraction(value: Any) -> bool:
+    return 0 <= value <= 1
+
+
+def _multiple_of_32(value: Any) -> bool:
+    return value > 0 and value % 32 == 0
+
+
+def _one_of(*names: Any) -> Callable[[Any], bool]:
+    return lambda value: value in names
+
+
+# (keys, rule in words, test). What a class of the core checks itself (UniAP's thresholds, say) is not repeated here.
+_RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
+    (("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"), "must be at least 1", _positive),
+    (("SOLVER.BASE_LR", "SOLVER.VIT_LR_FACTOR"), "must be positive", _positive),
+    (("SOLVER.FULL_MODEL_CLIP_NORM", "SOLVER.WEIGHT_DECAY", "VIS_PERIOD"), "must not be negative", _not_negative),
+    (("MODEL.TEACHER.MOMENTUM", "MODEL.TEACHER.MOMENTUM_END"), "must lie in [0, 1]", _fraction),
+    (("MODEL.QUERY_SD.CENTER_MOMENTUM", "MODEL.LOSS.NO_OBJECT_WEIGHT"), "must lie in [0, 1]", _fraction),
+    (("MODEL.INFERENCE.OBJECT_THRESHOLD", "MODEL.INFERENCE.OVERLAP_THRESHOLD"), "must lie in [0, 1]", _fraction),
+    (("INPUT.VIEWS.FLIP_PROB", "MODEL.VIT.DROP_PATH", "TEST.MATCH_SCORE"), "must lie in [0, 1]", _fraction),
+    (("MODEL.LOSS.QUERY_SD_WEIGHT", "MODEL.LOSS.MASK_WEIGHT"), "must not be negative", _not_negative),
+    (("MODEL.LOSS.DICE_WEIGHT", "MODEL.LOSS.OBJECTNESS_WEIGHT"), "must not be negative", _not_negative),
+    (("MODEL.QUERY_SD.STUDENT_TEMP", "MODEL.QUERY_SD.TEACHER_TEMP"), "must be positive", _positive),
+    (("MODEL.QUERY_SD.NUM_PROTOTYPES", "INPUT.VIEWS.NUM"), "must be at least 1", _positive),
+    (("INPUT.GLOBAL_LONGEST_PX", "INPUT.TEST_LONGEST_PX"), "must be a positive multiple of 32", _multiple_of_32),
+    (("INPUT.VIEWS.SIZE_PX",), "must be a positive multiple of 32", _multiple_of_32),
+    (("INPUT.FORMAT",), "must be RGB", _one_of("RGB")),
+    (("MODEL.UNIAP.FEATURE_STRIDE",), "must be 4 or 16", _one_of(4, 16)),
+    (("MODEL.VIT.WEIGHTS_BRANCH",), "must be teacher or student", _one_of("teacher", "student")),
+    (("MODEL.INFERENCE.PREDICTOR",), "must be decoder or uniap", _one_of("decoder", "uniap")),
+]
+
+
+def validate_config(cfg: CfgNode) -> None:
+    """Check the ranges of our keys before any work is done.
+
+    Raises:
+        ValueError: naming the key, the rule and the value.
+    """
+    for keys, rule, holds in _RULES:
+        for key in keys:
+            value: Any = cfg
+            for part in key.split("."):
+                value = value[part]
+            if not holds(value):
+                raise ValueError(f"{key} {rule}, got {value!r}")
+    low, high = cfg.INPUT.VIEWS.SCALE
+    if not 0 < low <= high <= 1:
+        raise ValueError(
+            f"INPUT.VIEWS.SCALE must be (low, high) with 0 < low <= high <= 1, got {cfg.INPUT.VIEWS.SCALE}"
+        )
+    tasks = ("agnostic", "instance", "semantic", "panoptic")
+    if unknown := [task for task in cfg.TEST.TASKS if task not in tasks]:
+        raise ValueError(f"TEST.TASKS must be among {tasks}, got {unknown}")

@@ -1,0 +1,180 @@
+"""Detectron2 hooks: labels from the teacher, the teacher's momentum, the frozen last layer, pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from s2uniseg_d2.core.schedules import cosine
+from s2uniseg_d2.modeling import S2UniSeg
+
+from .panel import draw_training_batch, write_png
+
+Batch = Sequence[dict[str, Any]]
+
+
+def unwrap(model: nn.Module) -> S2UniSeg:
+    """The S2UniSeg inside ``DistributedDataParallel``, or the model itself."""
+    inner = getattr(model, "module", model)
+    if not isinstance(inner, S2UniSeg):
+        raise ValueError(f"trainer.model must be an S2UniSeg, got {type(inner).__name__}")
+    return inner
+
+
+class LabelledLoader:
+    """A data loader whose batches carry ``pseudo`` labels.
+
+    Items that already hold labels (offline ones from a mapper) pass as they are.
+    """
+
+    def __init__(self, loader: Iterable[Batch], model: S2UniSeg, autocast_dtype: torch.dtype | None) -> None:
+        self.loader = loader
+        self.model = model
+        self.autocast_dtype = autocast_dtype
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            missing = [item for item in batch if "pseudo" not in item]
+            if missing:
+                start = time.perf_counter()
+                kind = self.model.device.type
+                with torch.autocast(kind, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+                    labels = self.model.label(missing)
+                for item, pseudo in zip(missing, labels, strict=True):
+                    item["pseudo"] = pseudo
+                _record_labels(batch, time.perf_counter() - start)
+            yield batch
+
+
+def _record_labels(batch: Batch, seconds: float) -> None:
+    storage = get_event_storage()
+    # on a GPU this is the time to launch the work, not to finish it: waiting for it would stall the step
+    storage.put_scalar("label_time", seconds)
+    for kind in ("instance", "semantic"):
+        masks = [len(getattr(item["pseudo"], kind).level) for item in batch]
+        storage.put_scalar(f"labels/{kind}_masks", sum(masks) / len(masks))
+
+
+class PseudoLabelHook(HookBase):
+    """Lets the teacher label every batch before the step sees it.
+
+    The data loader is wrapped for the time of training, so that Detectron2's own ``run_step`` and mixed precision
+    stay as they are.
+
+    Args:
+        autocast_dtype: of the teacher's forward pass; None is full precision. UniAP itself runs in float32.
+    """
+
+    def __init__(self, autocast_dtype: torch.dtype | None = None) -> None:
+        self.autocast_dtype = autocast_dtype
+
+    def before_train(self) -> None:
+        """Wrap the loader."""
+        loader = LabelledLoader(self.trainer.data_loader, unwrap(self.trainer.model), self.autocast_dtype)
+        self.trainer.data_loader = loader
+
+    def after_train(self) -> None:
+        """Put the loader back."""
+        if isinstance(self.trainer.data_loader, LabelledLoader):
+            self.trainer.data_loader = self.trainer.data_loader.loader
+
+
+class TeacherMomentumHook(HookBase):
+    """Moves the teacher after every step; must come before the checkpointer and the evaluator.
+
+    The momentum goes from ``start`` to ``end`` along a cosine over the run. A new run begins with an exact copy of
+    the student; a resumed one keeps the teacher of its checkpoint.
+    """
+
+    def __init__(self, start: float, end: float) -> None:
+        self.start, self.end = start, end
+
+    def before_train(self) -> None:
+        """Copy the student when the run is new."""
+        if self.trainer.start_iter == 0:
+            unwrap(self.trainer.model).copy_student_to_teacher()
+
+    def after_step(self) -> None:
+        """Update encoder and head."""
+        momentum = cosine(self.trainer.iter / max(self.trainer.max_iter - 1, 1), self.start, self.end)
+        unwrap(self.trainer.model).update_teacher(momentum)
+        self.trainer.storage.put_scalar("teacher_momentum", momentum)
+
+
+class FreezeLastLayerHook(HookBase):
+    """Holds the student head's last layer still for the first iterations, as DINO does for its first epoch.
+
+    A rate of zero freezes the layer under AdamW (decay is scaled by the rate) and, unlike a missing gradient, keeps
+    every parameter in use for data-parallel training.
+    """
+
+    def __init__(self, iters: int) -> None:
+        self.iters = iters
+
+    def before_step(self) -> None:
+        """Zero the rate; Detectron2's scheduler sets it anew after every step."""
+        if self.trainer.iter < self.iters:
+            for group in self.trainer.optimizer.param_groups:
+                if group.get("is_last_layer"):
+                    group["lr"] = 0.0
+
+
+class FirstCheckpointHook(HookBase):
+    """Saves ``model_initial`` before the first step, the point that later checkpoints are compared with."""
+
+    def before_train(self) -> None:
+        """Save when the run is new."""
+        if self.trainer.start_iter == 0 and comm.is_main_process():
+            # not tagged as the last checkpoint: a run that is stopped now has nothing to resume from
+            tag = Path(self.trainer.checkpointer.save_dir) / "last_checkpoint"
+            previous = tag.read_text() if tag.is_file() else None
+            self.trainer.checkpointer.save("model_initial", iteration=-1)
+            if previous is None:
+                tag.unlink(missing_ok=True)
+            else:
+                tag.write_text(previous)
+
+
+class PicturesHook(HookBase):
+    """Draws views and pseudo-masks of a batch at every ``period`` iterations, to a folder and to TensorBoard."""
+
+    def __init__(self, period: int, folder: Path) -> None:
+        self.period = period
+        self.folder = folder
+
+    def before_train(self) -> None:
+        """Watch the batches go by."""
+        self._last: list[Batch] = []
+        self.trainer.data_loader = _Watched(self.trainer.data_loader, self._last)
+
+    def after_train(self) -> None:
+        """Stop watching."""
+        if isinstance(self.trainer.data_loader, _Watched):
+            self.trainer.data_loader = self.trainer.data_loader.loader
+
+    def after_step(self) -> None:
+        """Draw the first picture of the batch just used."""
+        if (self.trainer.iter + 1) % self.period and self.trainer.iter != self.trainer.start_iter:
+            return
+        picture = draw_training_batch(self._last[-1][0])
+        write_png(self.folder / f"views_{self.trainer.iter + 1:07d}.png", picture)
+        self.trainer.storage.put_image("views_and_labels", torch.from_numpy(picture).permute(2, 0, 1))
+
+
+class _Watched:
+    def __init__(self, loader: Iterable[Batch], last: list[Batch]) -> None:
+        self.loader = loader
+        self.last = last
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            self.last[:] = [batch]
+            yield batch

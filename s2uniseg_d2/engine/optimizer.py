@@ -1,0 +1,68 @@
+"""AdamW with the parameter groups and the clipping of the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+# plain parameters that are positions, tokens or scales: they are not decayed, like norms, biases and embeddings
+_UNDECAYED_NAMES = ("pos_embed", "cls_token", "reg_token", "level_embed", "gamma", "query_type")
+LAST_LAYER = "student_head.last_layer."
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters, one group per (rate, decay, last layer) and with full-model clipping.
+
+    Source: Mask2Former's recipe (no decay on norms and embeddings, one gradient norm for the whole model).
+    The paper is silent beyond AdamW and the rate: the ViT learns at ``SOLVER.VIT_LR_FACTOR`` of it, adapter, decoder
+    and heads at the full rate.
+    """
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, parameter, module in _trainable(model):
+        lr = cfg.SOLVER.BASE_LR * (cfg.SOLVER.VIT_LR_FACTOR if ".vit." in f".{name}" else 1.0)
+        decay = cfg.SOLVER.WEIGHT_DECAY if is_decayed(name, parameter, module) else 0.0
+        groups.setdefault((lr, decay, name.startswith(LAST_LAYER)), []).append(parameter)
+    parameters = [
+        {"params": members, "lr": lr, "weight_decay": decay, "is_last_layer": is_last_layer}
+        for (lr, decay, is_last_layer), members in groups.items()
+    ]
+    optimizer_class = with_full_model_clipping(torch.optim.AdamW, cfg.SOLVER.FULL_MODEL_CLIP_NORM)
+    return optimizer_class(parameters, lr=cfg.SOLVER.BASE_LR)
+
+
+def is_decayed(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
+    """Whether a parameter takes weight decay: matrices and kernels do; norms, biases, embeddings and tokens do not."""
+    leaf = name.rsplit(".", 1)[-1]
+    return parameter.ndim > 1 and not isinstance(module, nn.Embedding) and leaf not in _UNDECAYED_NAMES
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter, nn.Module]]:
+    seen: set[int] = set()
+    found = []
+    for module_name, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found.append((f"{module_name}.{leaf}" if module_name else leaf, parameter, module))
+    return found
+
+
+def with_full_model_clipping(optimizer_class: type[torch.optim.AdamW], max_norm: float) -> type[torch.optim.AdamW]:
+    """The optimizer class with the joint gradient norm of all parameters clipped before every step.
+
+    Detectron2's own clipper knows only norms per parameter. Clipping in ``step`` comes after a gradient scaler has
+    unscaled. ``max_norm`` 0 returns the class as it is.
+    """
+    if max_norm == 0:
+        return optimizer_class
+
+    def step(self: torch.optim.AdamW, closure: Callable[[], float] | None = None) -> Any:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        return optimizer_class.step(self, closure)
+
+    return type(f"{optimizer_class.__name__}WithFullModelClipping", (optimizer_class,), {"step": step})

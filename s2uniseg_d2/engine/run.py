@@ -1,0 +1,122 @@
+"""One run from the command line's words: set up, then train or evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from s2uniseg_d2.config import load_config
+from s2uniseg_d2.data import resolve_dataset
+
+from .checkpoint import SafeCheckpointer
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def set_up(args: argparse.Namespace) -> CfgNode:
+    """The checked config of a run, with data sets resolved and the output folder made.
+
+    Raises:
+        ValueError: for anything wrong with the config, the data sets or the output folder.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    notes = fit_to_device(cfg)
+    if args.eval_only:
+        if not cfg.MODEL.WEIGHTS and cfg.MODEL.INFERENCE.PREDICTOR == "decoder":
+            raise ValueError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
+        if cfg.MODEL.WEIGHTS:
+            cfg.MODEL.VIT.WEIGHTS = ""  # the checkpoint holds the whole model
+        if not cfg.DATASETS.TEST:
+            raise ValueError("--eval-only needs DATASETS.TEST, the data to evaluate on")
+    elif not cfg.DATASETS.TRAIN:
+        raise ValueError("training needs DATASETS.TRAIN, for example ('folder:PATH',)")
+    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        resolve_dataset(name)
+    if cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
+        raise ValueError(f"MODEL.WEIGHTS names a file that does not exist: {cfg.MODEL.WEIGHTS}")
+    if not args.eval_only and not args.resume:
+        _refuse_to_mix_runs(Path(cfg.OUTPUT_DIR))
+    cfg.freeze()
+    # the experiment's randomness is seeded; the order of CUDA's atomic sums is not ours to fix
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s2uniseg_d2")
+    for note in notes:
+        logger.warning(note)
+    return cfg
+
+
+def fit_to_device(cfg: CfgNode) -> list[str]:
+    """Fall back to the CPU where there is no GPU; returns what was changed, in words."""
+    if cfg.MODEL.DEVICE == "cpu" or torch.cuda.is_available():
+        if cfg.MODEL.DEVICE == "cpu":
+            cfg.SOLVER.AMP.ENABLED = False
+        return []
+    notes = [f"No GPU is available: MODEL.DEVICE {cfg.MODEL.DEVICE} becomes cpu"]
+    cfg.MODEL.DEVICE = "cpu"
+    if cfg.SOLVER.AMP.ENABLED:
+        cfg.SOLVER.AMP.ENABLED = False
+        notes.append("Mixed precision (SOLVER.AMP.ENABLED) is off on the CPU")
+    return notes
+
+
+def _refuse_to_mix_runs(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"OUTPUT_DIR must be a folder, got the file {output}")
+    if (output / "last_checkpoint").is_file():
+        raise ValueError(f"OUTPUT_DIR {output} already holds a run: add --resume to go on, or name another folder")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Train or evaluate as the arguments say; the main process of an evaluation returns its results."""
+    cfg = set_up(args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        try:
+            trainer.train()
+        except FloatingPointError as error:
+            last = trainer.checkpointer.get_checkpoint_file() or "none yet"
+            raise FloatingPointError(f"{error}; last good checkpoint: {last}") from error
+        return getattr(trainer, "_last_eval_results", None)
+    model = Trainer.build_model(cfg)
+    if cfg.MODEL.WEIGHTS:
+        SafeCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        append_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json", results)
+    return results
+
+
+def append_metrics(path: Path, results: dict[str, Any]) -> None:
+    """Add one JSON line with an evaluation's figures to Detectron2's metrics file."""
+    with path.open("a") as file:
+        file.write(json.dumps(results, default=float) + os.linesep)
+
+
+def processes_per_machine(num_gpus: int) -> int:
+    """How many processes to start here: one per GPU asked for, or one where there is no GPU.
+
+    Raises:
+        ValueError: if fewer GPUs are there than asked for, but some are.
+    """
+    if num_gpus < 0:
+        raise ValueError(f"--num-gpus must not be negative, got {num_gpus}")
+    available = torch.cuda.device_count()
+    if available == 0:
+        if num_gpus > 1:
+            logger.warning("--num-gpus %d, but no GPU is available: one process runs on the CPU", num_gpus)
+        return 1
+    if num_gpus > available:
+        raise ValueError(f"--num-gpus asks for {num_gpus} GPUs, but {available} are available")
+    return max(num_gpus, 1)

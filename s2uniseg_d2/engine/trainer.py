@@ -1,0 +1,135 @@
+"""Detectron2's DefaultTrainer with a teacher."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from s2uniseg_d2.data import build_test_loader, build_train_loader, resolve_dataset
+from s2uniseg_d2.evaluation import build_evaluator, format_results
+
+from .checkpoint import SafeCheckpointer
+from .comparison import comparison_rows, picture_name
+from .hooks import FirstCheckpointHook, FreezeLastLayerHook, PicturesHook, PseudoLabelHook, TeacherMomentumHook
+from .optimizer import build_optimizer
+from .panel import draw_comparison, write_png
+
+logger = logging.getLogger(__name__)
+
+
+class _FiniteLosses(SimpleTrainer):
+    """Stops before the optimizer step when a loss is not finite, and names it.
+
+    Detectron2 reads the losses one by one; reading them together is the only host round trip of a step's bookkeeping.
+    """
+
+    def _write_metrics(
+        self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None
+    ) -> None:
+        values = torch.stack([loss.detach().float() for loss in loss_dict.values()]).cpu()
+        if not values.isfinite().all():
+            wrong = {name: float(value) for name, value in zip(loss_dict, values, strict=True) if not value.isfinite()}
+            named = ", ".join(f"{name} = {value}" for name, value in wrong.items())
+            raise FloatingPointError(f"iteration {self.iter}: {named}; stopped before the optimizer step")
+        super()._write_metrics(dict(zip(loss_dict, values, strict=True)), data_time, prefix, iter)
+
+
+class _FiniteLossTrainer(_FiniteLosses):
+    pass
+
+
+class _FiniteLossAMPTrainer(_FiniteLosses, AMPTrainer):
+    pass
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates S2-UniSeg; everything not named here is Detectron2's."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        step_class = _FiniteLossAMPTrainer if cfg.SOLVER.AMP.ENABLED else _FiniteLossTrainer
+        self._trainer = step_class(self.model, self.data_loader, self.optimizer)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resume from the last checkpoint in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``; say which."""
+        if resume and not self.checkpointer.has_checkpoint():
+            logger.warning("--resume: no checkpoint in %s, starting anew", self.cfg.OUTPUT_DIR)
+        super().resume_or_load(resume)
+        if self.start_iter:
+            # the stream of pictures goes on where it stopped
+            self._trainer.reset_data_loader(lambda: build_train_loader(self.cfg, start_iter=self.start_iter))
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks with ours in their places.
+
+        Order: the teacher moves right after the optimizer and before checkpoints and evaluations, which must hold
+        it; labels wrap the loader before the pictures hook looks at the labelled batches.
+        """
+        cfg = self.cfg
+        # DefaultTrainer builds its own checkpointer before it asks for the hooks that hold it
+        self.checkpointer = SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        autocast_dtype = torch.float16 if cfg.SOLVER.AMP.ENABLED else None
+        ours: list[HookBase] = [
+            FreezeLastLayerHook(cfg.MODEL.QUERY_SD.FREEZE_LAST_LAYER_ITERS),
+            PseudoLabelHook(autocast_dtype),
+            TeacherMomentumHook(cfg.MODEL.TEACHER.MOMENTUM, cfg.MODEL.TEACHER.MOMENTUM_END),
+            FirstCheckpointHook(),
+        ]
+        if cfg.VIS_PERIOD and comm.is_main_process():
+            ours.append(PicturesHook(cfg.VIS_PERIOD, Path(cfg.OUTPUT_DIR) / "pictures"))
+        defaults = [hook for hook in super().build_hooks() if hook is not None]
+        first = next(i for i, hook in enumerate(defaults) if isinstance(hook, hooks.LRScheduler)) + 1
+        return defaults[:first] + ours + defaults[first:]
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW with the recipe's parameter groups."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """Multi-view batches."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        """Whole pictures, one at a time."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """All the evaluators that the data set's truth allows."""
+        return build_evaluator(
+            resolve_dataset(dataset_name),
+            num_clusters=cfg.MODEL.QUERY_SD.NUM_PROTOTYPES,
+            output_dir=str(Path(cfg.OUTPUT_DIR) / "inference"),
+            tasks=tuple(cfg.TEST.TASKS),
+            match_score=cfg.TEST.MATCH_SCORE,
+        )
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:
+        """Evaluate on every data set of ``DATASETS.TEST``, draw the first pictures of each and log one table."""
+        results: OrderedDict[str, Any] = super().test(cfg, model, evaluators)
+        if comm.is_main_process() and cfg.TEST.PICTURES:
+            for dataset_name in cfg.DATASETS.TEST:
+                rows = comparison_rows(
+                    model, resolve_dataset(dataset_name), cls.build_test_loader(cfg, dataset_name), cfg.TEST.PICTURES
+                )
+                write_png(
+                    Path(cfg.OUTPUT_DIR) / "pictures" / f"{picture_name(dataset_name)}.png", draw_comparison(rows)
+                )
+        if comm.is_main_process() and results:
+            logger.info("Results:\n%s", format_results(results))
+        return results

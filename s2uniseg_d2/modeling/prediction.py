@@ -1,0 +1,155 @@
+"""Detectron2 predictions of one picture, from decoder queries or from UniAP's own masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+from torch.nn import functional
+
+from s2uniseg_d2.core.inference import instance_inference, panoptic_inference, semantic_inference
+from s2uniseg_d2.core.ops.masks import mask_boxes
+from s2uniseg_d2.core.structures import PseudoLabels, QueryPrediction
+
+# UniAP knows no things and stuff: a region that lies along more than this share of the picture's border is stuff
+STUFF_BORDER_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """How query outputs become results; see ``MODEL.INFERENCE``."""
+
+    predictor: str = "decoder"
+    top_k: int = 100
+    object_threshold: float = 0.8
+    overlap_threshold: float = 0.8
+    uses_objectness: bool = True
+
+
+def predict_from_queries(
+    prediction: QueryPrediction,
+    classes: Tensor,
+    slices: dict[str, slice],
+    settings: PredictionSettings,
+    *,
+    padded_size: tuple[int, int],
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+) -> dict[str, Any]:
+    """Results of one picture at its original size.
+
+    Args:
+        prediction: one picture's final prediction, without the batch axis.
+        classes: ``(q,)`` pseudo-class of every query.
+        slices: the queries of each group.
+        settings: thresholds.
+        padded_size: rows and columns of the network's input, in pixels.
+        image_size: its part that holds the picture.
+        output_size: the original picture's size.
+    """
+    masks = functional.interpolate(prediction.masks[None].float(), padded_size, mode="bilinear", align_corners=False)
+    masks = masks[..., : image_size[0], : image_size[1]]
+    if image_size != output_size:
+        masks = functional.interpolate(masks, output_size, mode="bilinear", align_corners=False)
+    masks, objectness = masks[0], prediction.objectness.float()
+    if not settings.uses_objectness:
+        # an untrained objectness must not rank anything: every query counts as an object
+        objectness = torch.tensor([20.0, -20.0], device=masks.device).expand(len(objectness), 2)
+    ins, sem = slices["ins"], slices["sem"]
+    instances = instance_inference(masks[ins], objectness[ins], classes[ins], top_k=settings.top_k)
+    panoptic_map, segments = panoptic_inference(
+        masks[ins],
+        objectness[ins],
+        classes[ins],
+        masks[sem],
+        objectness[sem],
+        classes[sem],
+        object_threshold=settings.object_threshold,
+        overlap_threshold=settings.overlap_threshold,
+    )
+    return {
+        "instances": _to_instances(output_size, instances.masks, instances.scores, instances.classes, instances.boxes),
+        "sem_seg_labels": semantic_inference(masks[sem], objectness[sem], classes[sem]),
+        "panoptic_seg": (panoptic_map, segments),
+    }
+
+
+def predict_from_labels(
+    labels: PseudoLabels,
+    features: Tensor,
+    classify: Callable[[Tensor], Tensor],
+    *,
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+) -> dict[str, Any]:
+    """UniAP's masks of one picture as predictions, so that one evaluation serves teacher and student.
+
+    The paper is silent on scores for UniAP's masks: coarser layers rank before finer ones, and within a layer the mean
+    similarity of a mask's tokens to its embedding decides. Each pixel's semantic class is that of the coarsest semantic
+    mask on it, -1 where there is none. The panoptic result holds the coarsest instance masks; those along much of the
+    border count as stuff.
+
+    Args:
+        labels: on the stride-4 grid of the picture.
+        features: ``(d, h, w)`` the map they came from.
+        classify: pseudo-class of every embedding.
+        image_size: rows and columns of the network's input that hold the picture.
+        output_size: the original picture's size.
+    """
+    instance, semantic = labels
+    tokens = functional.normalize(features.flatten(1).float(), dim=0)
+    flat = instance.masks.flatten(1).float()
+    cohesion = ((flat @ tokens.T) / flat.sum(dim=1, keepdim=True) * instance.embeddings).sum(dim=1).clamp(0.0, 1.0)
+    scores = (instance.level + cohesion) / (instance.level.amax() + 1 if len(cohesion) else 1)
+    masks = _to_pixels(instance.masks, image_size, output_size)
+    classes = classify(instance.embeddings)
+
+    label_map = torch.full(output_size, -1, dtype=torch.int64, device=features.device)
+    for mask, label in zip(
+        _to_pixels(semantic.masks, image_size, output_size), classify(semantic.embeddings), strict=True
+    ):
+        label_map = torch.where(mask, label, label_map)  # fine to coarse: the coarsest stays
+
+    panoptic_map = torch.zeros(output_size, dtype=torch.int32, device=features.device)
+    for i, mask in enumerate(masks):
+        panoptic_map[mask] = i + 1
+    segments = []
+    border = torch.cat([panoptic_map[0], panoptic_map[-1], panoptic_map[:, 0], panoptic_map[:, -1]])
+    for i in panoptic_map.unique().tolist():
+        if i:
+            segments.append(
+                {
+                    "id": int(i),
+                    "isthing": bool((border == i).float().mean() <= STUFF_BORDER_SHARE),
+                    "category_id": int(classes[i - 1]),
+                    "score": float(scores[i - 1]),
+                    "area": int((panoptic_map == i).sum()),
+                }
+            )
+    return {
+        "instances": _to_instances(output_size, masks, scores, classes, mask_boxes(masks)),
+        "sem_seg_labels": label_map,
+        "panoptic_seg": (panoptic_map, segments),
+    }
+
+
+def _to_pixels(masks: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
+    """Stride-4 masks at the original picture's pixels, nearest cell."""
+    rows = (torch.arange(output_size[0], device=masks.device) + 0.5) * (image_size[0] / output_size[0] / 4)
+    columns = (torch.arange(output_size[1], device=masks.device) + 0.5) * (image_size[1] / output_size[1] / 4)
+    rows = rows.long().clamp(max=masks.shape[-2] - 1)
+    columns = columns.long().clamp(max=masks.shape[-1] - 1)
+    return masks[:, rows][:, :, columns]
+
+
+def _to_instances(size: tuple[int, int], masks: Tensor, scores: Tensor, classes: Tensor, boxes: Tensor) -> Instances:
+    instances = Instances(size)
+    instances.pred_masks = masks
+    instances.pred_boxes = Boxes(boxes)
+    instances.scores = scores
+    instances.pred_classes = classes
+    return instances

@@ -1,0 +1,320 @@
+"""S2-UniSeg as a Detectron2 meta-architecture."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
+from detectron2.structures import ImageList
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from s2uniseg_d2.core.labelers.base import Labeler
+from s2uniseg_d2.core.losses.dino_head import DINOHead
+from s2uniseg_d2.core.losses.mask_losses import mask_losses
+from s2uniseg_d2.core.losses.matching import match_masks
+from s2uniseg_d2.core.losses.normalizer import global_count
+from s2uniseg_d2.core.losses.objectness import objectness_loss
+from s2uniseg_d2.core.losses.query_distillation import Center, query_distillation_loss
+from s2uniseg_d2.core.momentum import copy_to_teacher, update_teacher
+from s2uniseg_d2.core.structures import Match, PseudoLabels, QueryPrediction
+
+from .backbone import ViTAdapterBackbone
+from .head import QueryGroupHead
+from .labelers import build_uniap
+from .prediction import PredictionSettings, predict_from_labels, predict_from_queries
+from .targets import ViewTargets, crop_labels_to_views
+
+# query group -> which of the teacher's masks it learns
+GROUPS = {"ins": "instance", "sem": "semantic"}
+
+
+@META_ARCH_REGISTRY.register()
+class S2UniSeg(nn.Module):
+    """A student that learns the masks and the query embeddings of its momentum teacher.
+
+    Source: Figure 2 of the paper. The teacher (``teacher_backbone``, ``teacher_head``) lives in the model, so that
+    checkpoints and evaluation hold it; it has no gradient and is always in evaluation mode. The paper is silent on
+    how 256-wide student queries meet ViT-wide teacher queries: the student has one linear map ``query_proj`` before
+    its head, so that both heads are alike and the teacher's can follow the student's.
+
+    Args:
+        backbone: the student's encoder.
+        sem_seg_head: the decoder with its query groups.
+        labeler: makes masks from the teacher's features.
+        distillation_head: projection head of the student; the teacher's is a copy.
+        center: the running centre of teacher logits.
+        feature_stride: of the map that the labeler reads, 4 or 16.
+        temperatures: of student and teacher in QuerySD.
+        loss_weights: ``query_sd``, ``mask``, ``dice`` and ``objectness``.
+        no_object_weight: weight of unmatched queries in the objectness loss.
+        deep_supervision: whether all decoder layers are trained, or the last alone.
+        point_sampling: ``num_points``, ``oversample_ratio`` and ``importance_ratio`` of the mask losses.
+        prediction: settings of the inference.
+        pixel_mean: per channel, RGB, 0 to 255.
+        pixel_std: per channel.
+        seed: of the mask losses' point sampling.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: ViTAdapterBackbone,
+        sem_seg_head: QueryGroupHead,
+        labeler: Labeler,
+        distillation_head: DINOHead,
+        query_dim: int,
+        embed_dim: int,
+        center: Center,
+        feature_stride: int,
+        temperatures: tuple[float, float],
+        loss_weights: Mapping[str, float],
+        no_object_weight: float,
+        deep_supervision: bool,
+        point_sampling: Mapping[str, Any],
+        prediction: PredictionSettings,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.query_proj = nn.Linear(query_dim, embed_dim)
+        self.student_head = distillation_head
+        self.teacher_backbone = copy.deepcopy(backbone).requires_grad_(False).eval()
+        self.teacher_head = copy.deepcopy(distillation_head).requires_grad_(False).eval()
+        self.center = center
+        self.labeler = labeler
+        self.feature_stride = feature_stride
+        self.student_temp, self.teacher_temp = temperatures
+        self.loss_weights = dict(loss_weights)
+        self.no_object_weight = no_object_weight
+        self.deep_supervision = deep_supervision
+        self.point_sampling = dict(point_sampling)
+        self.prediction = prediction
+        self.seed = seed
+        self._generator: torch.Generator | None = None
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read the ``MODEL`` node."""
+        backbone = build_backbone(cfg)
+        shape = backbone.output_shape()
+        embed_dim = shape["res2"].channels
+        distillation, loss, inference = cfg.MODEL.QUERY_SD, cfg.MODEL.LOSS, cfg.MODEL.INFERENCE
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, shape),
+            "labeler": build_uniap(cfg),
+            "distillation_head": DINOHead(
+                embed_dim,
+                hidden_dim=distillation.HIDDEN_DIM,
+                bottleneck_dim=distillation.BOTTLENECK_DIM,
+                num_prototypes=distillation.NUM_PROTOTYPES,
+            ),
+            "query_dim": cfg.MODEL.QUERY_HEAD.HIDDEN_DIM,
+            "embed_dim": embed_dim,
+            "center": Center(distillation.NUM_PROTOTYPES, momentum=distillation.CENTER_MOMENTUM),
+            "feature_stride": cfg.MODEL.UNIAP.FEATURE_STRIDE,
+            "temperatures": (distillation.STUDENT_TEMP, distillation.TEACHER_TEMP),
+            "loss_weights": {
+                "query_sd": loss.QUERY_SD_WEIGHT,
+                "mask": loss.MASK_WEIGHT,
+                "dice": loss.DICE_WEIGHT,
+                "objectness": loss.OBJECTNESS_WEIGHT,
+            },
+            "no_object_weight": loss.NO_OBJECT_WEIGHT,
+            "deep_supervision": loss.DEEP_SUPERVISION,
+            "point_sampling": {
+                "num_points": loss.NUM_POINTS,
+                "oversample_ratio": loss.OVERSAMPLE_RATIO,
+                "importance_ratio": loss.IMPORTANCE_RATIO,
+            },
+            "prediction": PredictionSettings(
+                predictor=inference.PREDICTOR,
+                top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
+                object_threshold=inference.OBJECT_THRESHOLD,
+                overlap_threshold=inference.OVERLAP_THRESHOLD,
+                uses_objectness=loss.OBJECTNESS_WEIGHT > 0,
+            ),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "seed": max(cfg.SEED, 0),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives; Detectron2 asks for it."""
+        return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> S2UniSeg:
+        """Switch the student; the teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher_backbone.eval()
+        self.teacher_head.eval()
+        return self
+
+    def copy_student_to_teacher(self) -> None:
+        """Make the teacher an exact copy of the student's encoder and head."""
+        copy_to_teacher(self.backbone, self.teacher_backbone)
+        copy_to_teacher(self.student_head, self.teacher_head)
+
+    def update_teacher(self, momentum: float) -> None:
+        """Move encoder and head of the teacher towards the student: ``m * teacher + (1 - m) * student``."""
+        update_teacher(self.teacher_backbone, self.backbone, momentum)
+        update_teacher(self.teacher_head, self.student_head, momentum)
+
+    @torch.no_grad()
+    def label(self, batch: Sequence[Mapping[str, Any]]) -> list[PseudoLabels]:
+        """The teacher's instance and semantic masks of every picture, at stride 4 of the global view."""
+        return self._label_pictures(self._prepare([item["image"] for item in batch]))[1]
+
+    def forward(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Losses of a training batch, or predictions when the model is in evaluation mode.
+
+        Raises:
+            ValueError: if a training item holds no pseudo-labels.
+        """
+        if not self.training:
+            return self.predict(batch)
+        views = torch.cat([item["views"] for item in batch]).to(self.device)
+        predictions = self.sem_seg_head(self.backbone((views - self.pixel_mean) / self.pixel_std))
+        trained = predictions if self.deep_supervision else predictions[-1:]
+        grid = (predictions[-1].masks.shape[-2], predictions[-1].masks.shape[-1])
+
+        losses: dict[str, Tensor] = {}
+        student_queries, teacher_queries = [], []
+        for group, kind in GROUPS.items():
+            queries = self.sem_seg_head.slices[group]
+            targets = crop_labels_to_views(batch, grid, kind)
+            for layer, prediction in enumerate(trained):
+                suffix = group if prediction is predictions[-1] else f"{group}_{layer}"
+                try:
+                    match = match_masks(prediction.masks[:, queries], targets.masks)
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"loss_mask_{suffix}: {error}") from error
+                losses.update(self._supervise(prediction, queries, targets, match, suffix))
+            # the last layer's match
+            student_queries.append(predictions[-1].queries[:, queries][match.image, match.query])
+            teacher_queries.append(targets.matched_embeddings(match))
+        losses["loss_query_sd"] = self._distil(torch.cat(student_queries), torch.cat(teacher_queries))
+        return losses
+
+    def _supervise(
+        self, prediction: QueryPrediction, queries: slice, targets: ViewTargets, match: Match, suffix: str
+    ) -> dict[str, Tensor]:
+        """Weighted mask, Dice and objectness losses of one group after one decoder layer."""
+        normalizer = global_count(len(match.image), self.device)
+        losses = mask_losses(
+            prediction.masks[:, queries],
+            targets.masks,
+            match,
+            normalizer=normalizer,
+            generator=self._draws(),
+            **self.point_sampling,
+        )
+        losses["objectness"] = objectness_loss(prediction.objectness[:, queries], match, self.no_object_weight)
+        return {f"loss_{name}_{suffix}": self.loss_weights[name] * loss for name, loss in losses.items()}
+
+    def _draws(self) -> torch.Generator:
+        """The source of point samples, on the model's own device: drawing elsewhere and moving would stall a GPU."""
+        if self._generator is None or self._generator.device.type != self.device.type:
+            self._generator = torch.Generator(device=self.device).manual_seed(self.seed + comm.get_rank())
+        return self._generator
+
+    def _distil(self, student_queries: Tensor, teacher_queries: Tensor) -> Tensor:
+        """QuerySD (Eq. 6) over all matched pairs of both groups; the centre follows afterwards."""
+        with torch.no_grad():
+            teacher_logits = self.teacher_head(teacher_queries)
+        loss = query_distillation_loss(
+            self.student_head(self.query_proj(student_queries)),
+            teacher_logits,
+            self.center.center,
+            student_temp=self.student_temp,
+            teacher_temp=self.teacher_temp,
+            normalizer=global_count(len(student_queries), self.device),
+        )
+        self.center.update(teacher_logits)
+        return self.loss_weights["query_sd"] * loss
+
+    @torch.no_grad()
+    def predict(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Instances, semantic pseudo-classes and panoptic segments of every picture, at its original size.
+
+        Source: "the final teacher encoder with the mask decoder is used for inference". With the ``uniap`` predictor
+        the teacher's own masks are the predictions.
+        """
+        images = self._prepare([item["image"] for item in batch])
+        sizes = [
+            (int(item.get("height", size[0])), int(item.get("width", size[1])))
+            for item, size in zip(batch, images.image_sizes, strict=True)
+        ]
+        padded = (images.tensor.shape[-2], images.tensor.shape[-1])
+        if self.prediction.predictor == "uniap":
+            features, labels = self._label_pictures(images)
+            return [
+                predict_from_labels(
+                    picture_labels,
+                    picture_features,
+                    lambda embeddings: (self.teacher_head(embeddings) - self.center.center).argmax(dim=-1),
+                    image_size=image_size,
+                    output_size=size,
+                )
+                for picture_labels, picture_features, image_size, size in zip(
+                    labels, features, images.image_sizes, sizes, strict=True
+                )
+            ]
+        final = self.sem_seg_head(self.teacher_backbone(images.tensor))[-1]
+        classes = self.teacher_head(self.query_proj(final.queries)).argmax(dim=-1)
+        return [
+            predict_from_queries(
+                QueryPrediction(*(value[i] for value in final)),
+                classes[i],
+                self.sem_seg_head.slices,
+                self.prediction,
+                padded_size=padded,
+                image_size=images.image_sizes[i],
+                output_size=sizes[i],
+            )
+            for i in range(len(batch))
+        ]
+
+    def _prepare(self, pictures: Sequence[Tensor]) -> ImageList:
+        """Normalised pictures, padded at the right and bottom to common sides that are multiples of 32."""
+        normalised = [(picture.to(self.device) - self.pixel_mean) / self.pixel_std for picture in pictures]
+        return ImageList.from_tensors(normalised, self.backbone.size_divisibility)
+
+    def _label_pictures(self, images: ImageList) -> tuple[list[Tensor], list[PseudoLabels]]:
+        """UniAP's features and masks on the stride-4 grid of every picture, padding excluded."""
+        stride = self.feature_stride
+        features = self.teacher_backbone.pooling_features(images.tensor, stride).float()
+        sizes = [(-(-height // stride), -(-width // stride)) for height, width in images.image_sizes]
+        labels = self.labeler(features, sizes)
+        pictures, cut = [], []
+        for i, (rows, columns) in enumerate(sizes):
+            height, width = (-(-side // 4) for side in images.image_sizes[i])
+            pictures.append(_enlarge(features[i, :, :rows, :columns], stride // 4, height, width))
+            kinds = [
+                kind._replace(masks=_enlarge(kind.masks[:, :rows, :columns], stride // 4, height, width))
+                for kind in labels[i]
+            ]
+            cut.append(PseudoLabels(*kinds))
+        return pictures, cut
+
+
+def _enlarge(maps: Tensor, factor: int, height: int, width: int) -> Tensor:
+    """Repeat every cell of ``(n, h, w)`` maps and cut them to ``(n, height, width)``."""
+    if factor > 1:
+        maps = maps.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+    return maps[:, :height, :width]

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from s2uniseg_d2.engine.optimizer import build_optimizer, with_full_model_clipping
+from tests.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def built():
+    cfg = tiny_config(SOLVER__VIT_LR_FACTOR=0.25, SOLVER__BASE_LR=1.0, SOLVER__WEIGHT_DECAY=0.05)
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    names = {id(value): name for name, value in model.named_parameters()}
+    return model, {
+        names[id(value)]: (group["lr"], group["weight_decay"], group["is_last_layer"])
+        for group in optimizer.param_groups
+        for value in group["params"]
+    }
+
+
+def test_every_trainable_parameter_is_in_one_group(built):
+    model, settings = built
+    assert set(settings) == {name for name, value in model.named_parameters() if value.requires_grad}
+    assert not any(name.startswith("teacher_") for name in settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "decay"),
+    [
+        ("backbone.trunk.vit.blocks.0.attn.qkv.weight", 0.25, 0.05),
+        ("backbone.trunk.vit.blocks.0.attn.qkv.bias", 0.25, 0.0),
+        ("backbone.trunk.vit.pos_embed", 0.25, 0.0),
+        ("backbone.trunk.vit.cls_token", 0.25, 0.0),
+        ("backbone.trunk.vit.norm.weight", 0.25, 0.0),
+        ("backbone.trunk.level_embed", 1.0, 0.0),
+        ("backbone.trunk.interactions.0.injector.gamma", 1.0, 0.0),
+        ("backbone.trunk.spm.stem.0.weight", 1.0, 0.05),
+        ("backbone.trunk.norm1.weight", 1.0, 0.0),
+        ("sem_seg_head.predictor.query_feat.weight", 1.0, 0.0),
+        ("sem_seg_head.predictor.query_embed.weight", 1.0, 0.0),
+        ("sem_seg_head.predictor.query_type.weight", 1.0, 0.0),
+        ("sem_seg_head.predictor.level_embed.weight", 1.0, 0.0),
+        ("sem_seg_head.pixel_decoder.mask_features.weight", 1.0, 0.05),
+        ("query_proj.weight", 1.0, 0.05),
+    ],
+)
+def test_rates_and_decay_by_name(built, name, lr, decay):
+    assert built[1][name][:2] == (lr, decay)
+
+
+def test_the_last_layer_has_its_own_group(built):
+    last = {name for name, setting in built[1].items() if setting[2]}
+    assert last
+    assert all(name.startswith("student_head.last_layer.") for name in last)
+
+
+def test_the_norm_of_all_gradients_together_is_clipped():
+    first, second = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3))
+    optimizer = with_full_model_clipping(torch.optim.AdamW, 0.5)([first, second], lr=0.1)
+    first.grad, second.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
+    optimizer.step()
+    torch.testing.assert_close(torch.cat([first.grad, second.grad]), torch.tensor([0.3, 0.0, 0.0, 0.4, 0.0]))
+    assert with_full_model_clipping(torch.optim.AdamW, 0.0) is torch.optim.AdamW

@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""Train or evaluate S2-UniSeg with Detectron2's usual arguments.
+
+* `python train_net.py --config-file configs/tiny_scenes.yaml`
+* `python train_net.py --config-file configs/s2uniseg_in1k.yaml --num-gpus 8`
+* `python train_net.py --config-file configs/tiny_photos.yaml --eval-only MODEL.WEIGHTS output/model_final.pth`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from s2uniseg_d2._detectron2 import require_detectron2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, set up, train or evaluate; returns the exit status."""
+    try:
+        require_detectron2()
+        from detectron2.engine import default_argument_parser, launch
+
+        from s2uniseg_d2.engine.run import processes_per_machine, run
+    except ImportError as error:
+        return _fail(error)
+    args: argparse.Namespace = default_argument_parser(epilog=__doc__).parse_args(arguments)
+    try:
+        launch(
+            run,
+            processes_per_machine(args.num_gpus),
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except (ValueError, FloatingPointError, OSError) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _fail("interrupted; --resume goes on from the last checkpoint", status=130)
+    return 0
+
+
+def _fail(reason: object, status: int = 1) -> int:
+    sys.stderr.write(f"train_net.py: {' '.join(str(reason).split())}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
