@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+import s2uniseg_d2.modeling  # noqa: F401  (registers)
 from s2uniseg_d2.core.structures import PseudoLabels, PseudoMasks
 from tests.tiny import random_batch, tiny_config
 

@@ -1,0 +1,67 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    source = (ROOT / "s2uniseg_d2" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"', source, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError("s2uniseg_d2/__init__.py must state __version__")
+    return match.group(1)
+
+
+setup(
+    name="s2uniseg_d2",
+    version=read_version(),
+    description="S2-UniSeg, universal image segmentation learnt without labels, as an extension of Detectron2",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The S2-UniSeg D2 authors",
+    license="Apache-2.0",
+    packages=find_packages(include=["s2uniseg_d2", "s2uniseg_d2.*"]),
+    python_requires=">=3.10",
+    # Loose bounds for environments that exist; requirements.txt pins what the tests ran with. Detectron2 itself is on
+    # no registry (tools/install_detectron2.py installs it), but what it needs is listed here.
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "timm>=1.0.9",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "safetensors",
+        "PyYAML>=5.1",
+        "Pillow>=9.4",
+        # The same cv2 as opencv-python, without the libGL that servers and containers lack.
+        "opencv-python-headless>=4.8",
+        "pycocotools>=2.0.6",
+        "faster-coco-eval>=1.6",
+        "matplotlib",
+        "termcolor>=1.1",
+        "yacs>=0.1.8",
+        "tabulate",
+        "cloudpickle",
+        "tqdm>4.29.0",
+        "tensorboard",
+        "fvcore>=0.1.5,<0.1.6",
+        "iopath>=0.1.7,<0.1.11",
+        "omegaconf>=2.1,<2.4",
+        "hydra-core>=1.1",
+        "black",
+        "packaging",
+        "setuptools<81",
+    ],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)
