@@ -24,26 +24,32 @@ from .panel import ComparisonRow
 
 @torch.no_grad()
 def comparison_rows(
-    model: nn.Module, registered_name: str, loader: Iterable[list[dict[str, Any]]], count: int
+    model: nn.Module,
+    registered_name: str,
+    loader: Iterable[list[dict[str, Any]]],
+    label_loader: Iterable[list[dict[str, Any]]],
+    count: int,
 ) -> list[ComparisonRow]:
     """One row for each of the first ``count`` pictures of a data set: picture, labels, predictions and truth.
 
     Args:
         model: an S2UniSeg, in any mode, which it keeps.
         registered_name: of the data set, for its truth.
-        loader: of the same data set, in order.
+        loader: of the same data set, in order, at the size that predictions are made at.
+        label_loader: the same at the size that the teacher labels at in training.
         count: how many pictures.
     """
     truths = {item["file_name"]: item.get("annotations") for item in DatasetCatalog.get(registered_name)}
     network = unwrap(model)
     rows = []
     with inference_context(network):
-        for batch in itertools.islice(loader, count):
-            for item, result, labels in zip(batch, network.predict(batch), network.label(batch), strict=True):
+        for batch, label_batch in itertools.islice(zip(loader, label_loader, strict=True), count):
+            pictures = zip(batch, label_batch, network.predict(batch), network.label(label_batch), strict=True)
+            for item, shown, result, labels in pictures:
                 instances = result["instances"].to("cpu")
                 rows.append(
                     ComparisonRow(
-                        image=item["image"],
+                        image=shown["image"],
                         pseudo_instances=_coarse_half(labels.instance),
                         instances=instances.pred_masks,
                         scores=instances.scores,

@@ -124,12 +124,21 @@ class Trainer(DefaultTrainer):
         results: OrderedDict[str, Any] = super().test(cfg, model, evaluators)
         if comm.is_main_process() and cfg.TEST.PICTURES:
             for dataset_name in cfg.DATASETS.TEST:
-                rows = comparison_rows(
-                    model, resolve_dataset(dataset_name), cls.build_test_loader(cfg, dataset_name), cfg.TEST.PICTURES
-                )
-                write_png(
-                    Path(cfg.OUTPUT_DIR) / "pictures" / f"{picture_name(dataset_name)}.png", draw_comparison(rows)
-                )
+                cls._draw(cfg, model, dataset_name)
         if comm.is_main_process() and results:
             logger.info("Results:\n%s", format_results(results))
         return results
+
+    @classmethod
+    def _draw(cls, cfg: CfgNode, model: nn.Module, dataset_name: str) -> None:
+        labelling = cfg.clone()
+        labelling.defrost()
+        labelling.INPUT.TEST_LONGEST_PX = cfg.INPUT.GLOBAL_LONGEST_PX
+        rows = comparison_rows(
+            model,
+            resolve_dataset(dataset_name),
+            cls.build_test_loader(cfg, dataset_name),
+            cls.build_test_loader(labelling, dataset_name),
+            cfg.TEST.PICTURES,
+        )
+        write_png(Path(cfg.OUTPUT_DIR) / "pictures" / f"{picture_name(dataset_name)}.png", draw_comparison(rows))
