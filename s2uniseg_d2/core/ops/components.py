@@ -12,7 +12,7 @@ from torch import Tensor
 def connected_components(edges: Tensor, count: int) -> Tensor:
     """Number the connected components of a graph in the order of their first node.
 
-    Source: the "SCC" step of the paper's section "Fast Universal Agglomerative Pooling". Its graph is undirected, where strongly
+    Source: the "SCC" of the paper's section "Fast Universal Agglomerative Pooling"; in its undirected graph strongly
     connected components are connected components. scipy finds them on the CPU, :func:`propagate_labels` elsewhere;
     both give the same numbers.
 
@@ -63,7 +63,8 @@ def propagate_labels(edges: Tensor, count: int) -> Tensor:
         while not torch.equal(root, root[root]):
             root = root[root]
     # The root of a component is its smallest node, so that sorted roots are sorted first nodes.
-    return torch.unique(root, return_inverse=True)[1]
+    labels: Tensor = torch.unique(root, return_inverse=True)[1]
+    return labels
 
 
 def _check(edges: Tensor, count: int) -> None:

@@ -1,0 +1,1 @@
+"""Pseudo-mask makers: features in, masks of several granularities out."""

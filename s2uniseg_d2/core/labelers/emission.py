@@ -1,0 +1,95 @@
+"""From the layers of UniAP to the masks that leave it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from s2uniseg_d2.core.structures import PseudoLabels, PseudoMasks
+
+if TYPE_CHECKING:
+    from s2uniseg_d2.core.labelers.supernodes import Supernodes
+    from s2uniseg_d2.core.labelers.uniap import UniAPConfig
+
+
+class MaskCollector:
+    """Gathers the masks of one picture layer by layer; equal masks count once, at their first layer."""
+
+    def __init__(self, grid: tuple[int, int], config: UniAPConfig) -> None:
+        """Start without masks.
+
+        Args:
+            grid: rows and columns of the full token grid.
+            config: ``min_tokens``, ``max_masks`` and ``drop_whole`` are read.
+        """
+        self._instance = _KindCollector(grid, config)
+        self._semantic = _KindCollector(grid, config)
+
+    def add(self, instance: Tensor, instance_nodes: Supernodes, semantic: Tensor, semantic_nodes: Supernodes) -> None:
+        """Take the regions of the next layer.
+
+        Args:
+            instance: ``(rows, columns)`` int64 supernode of every valid token.
+            instance_nodes: those supernodes.
+            semantic: ``(rows, columns)`` int64 semantic supernode of every valid token, -1 for none.
+            semantic_nodes: those supernodes.
+        """
+        self._instance.add(instance, instance_nodes)
+        self._semantic.add(semantic, semantic_nodes)
+
+    def finish(self, width: int, device: torch.device) -> PseudoLabels:
+        """Return the masks.
+
+        Args:
+            width: embedding width d, for a result without masks.
+            device: where the result lives.
+        """
+        return PseudoLabels(self._instance.finish(width, device), self._semantic.finish(width, device))
+
+
+class _KindCollector:
+    def __init__(self, grid: tuple[int, int], config: UniAPConfig) -> None:
+        self._grid = grid
+        self._config = config
+        self._layers: list[tuple[Tensor, Tensor]] = []
+        self._found: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, labels: Tensor, nodes: Supernodes) -> None:
+        fresh = nodes.sizes >= self._config.min_tokens
+        if self._config.drop_whole:
+            fresh &= nodes.sizes < labels.numel()
+        for old_labels, old_sizes in self._layers:
+            fresh &= ~_repeats(labels, nodes.sizes, old_labels, old_sizes)
+        self._layers.append((labels, nodes.sizes))
+        index = fresh.nonzero()[:, 0]
+        self._found.append((index, nodes.features[index], nodes.sizes[index]))
+
+    def finish(self, width: int, device: torch.device) -> PseudoMasks:
+        sizes = torch.cat([found[2] for found in self._found])
+        kept = torch.zeros(sizes.numel(), dtype=torch.bool, device=device)
+        # Stable: among equally large masks the finer layer and the earlier token win.
+        kept[sizes.argsort(descending=True, stable=True)[: self._config.max_masks]] = True
+        masks, embeddings, levels = [], [], []
+        parts = torch.split(kept, [found[2].numel() for found in self._found])
+        for level, (part, (index, features, _), (labels, _)) in enumerate(
+            zip(parts, self._found, self._layers, strict=True)
+        ):
+            full = torch.zeros(int(part.sum()), *self._grid, dtype=torch.bool, device=device)
+            full[:, : labels.shape[0], : labels.shape[1]] = labels == index[part, None, None]
+            masks.append(full)
+            embeddings.append(features[part])
+            levels.append(torch.full((full.shape[0],), level, dtype=torch.int64, device=device))
+        return PseudoMasks(torch.cat(masks), torch.cat(embeddings).view(-1, width), torch.cat(levels))
+
+
+def _repeats(labels: Tensor, sizes: Tensor, old_labels: Tensor, old_sizes: Tensor) -> Tensor:
+    """Which regions of ``labels`` are, token for token, a region of ``old_labels``."""
+    if not sizes.numel() or not old_sizes.numel():
+        return torch.zeros_like(sizes, dtype=torch.bool)
+    inside = labels >= 0
+    new, old = labels[inside], old_labels[inside]
+    low = torch.full_like(sizes, old_sizes.numel()).scatter_reduce(0, new, old, "amin")
+    high = torch.full_like(sizes, -1).scatter_reduce(0, new, old, "amax")
+    return (low == high) & (low >= 0) & (old_sizes[low.clamp(0, old_sizes.numel() - 1)] == sizes)

@@ -1,0 +1,106 @@
+"""Bounds on the spatial similarity (Eq. 2) from the second moments of the tokens, without visiting them again.
+
+With C = Σ_k w_k F_k F_kᵀ and D = U_i − U_j, Eq. 2 is one minus m = Σ_k w_k |D·F_k|, and as |D·F_k| ≤ ‖D‖
+
+    D·C·D / ‖D‖ ≤ m ≤ sqrt(D·C·D).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from s2uniseg_d2.core.labelers.rounding import gamma
+
+# Steps of subspace iteration; more of them tighten the coarse bounds, which hold after any number.
+COARSE_STEPS = 4
+
+
+class Moments(NamedTuple):
+    """C in float64, symmetric, and a bound on the spectral norm of its error."""
+
+    matrix: Tensor
+    error: float
+
+
+class Spread(NamedTuple):
+    """Bounds on D·C·D: with r = ‖D·basis‖, r² − below·‖D‖² ≤ D·C·D ≤ r² + above·‖D‖² for every vector D.
+
+    Attributes:
+        basis: ``(d, n)`` float32.
+        below: see above, at least 0.
+        above: see above, at least 0.
+        slack: bound on the rounding error of r, computed in float32 from U_i·basis and U_j·basis.
+    """
+
+    basis: Tensor
+    below: float
+    above: float
+    slack: float
+
+
+def measure_moments(rows: Tensor, weights: Tensor, chunk: int) -> Moments:
+    """Return C.
+
+    Args:
+        rows: ``(k, d)`` float32 rounded unit rows F.
+        weights: ``(k,)`` float32, sum to 1.
+        chunk: rows whose products are added in float32; chunks are added in float64. Cost: 2·k·d² operations.
+    """
+    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+    for start in range(0, rows.shape[0], chunk):
+        part = rows[start : start + chunk]
+        total += part.T @ (part * weights[start : start + chunk, None])
+    # The spectral norm of the error is at most its Frobenius norm, and Σ_k w_k ‖F_k‖² = 1.
+    return Moments((total + total.T) / 2, 1.5 * gamma(min(chunk, rows.shape[0]) + 6))
+
+
+def bound_spread(moments: Moments) -> Spread:
+    """Return the tight bounds, from all of C by its Cholesky factor; ``basis`` is ``(d, d)``."""
+    width = moments.matrix.shape[0]
+    shifted = moments.matrix.clone()
+    shifted.diagonal().add_(moments.error)
+    basis = torch.linalg.cholesky(shifted)
+    return Spread(basis.float(), 2 * moments.error, 0.0, _projection_slack(basis, width))
+
+
+def bound_spread_coarsely(moments: Moments, start: Tensor) -> Spread:
+    """Return cheap bounds, from the leading directions of C and the most that the others can add.
+
+    For orthonormal Q and a = D·Q, D·C·D differs from a·QᵀCQ·aᵀ by a cross term of at most ‖(I − QQᵀ)CQ‖·‖D‖² and by a
+    rest between 0 and μ·(‖D‖² − ‖a‖²), with μ the largest eigenvalue of (I − QQᵀ)C(I − QQᵀ).
+
+    Args:
+        moments: C.
+        start: ``(d, n)`` float64, n ≤ d, directions to start from; any will do.
+    """
+    matrix = moments.matrix
+    q = torch.linalg.qr(start).Q
+    for _ in range(COARSE_STEPS):
+        q = torch.linalg.qr(matrix @ q).Q
+    values, vectors = torch.linalg.eigh(q.T @ matrix @ q)
+    q = q @ vectors
+    cross = matrix @ q - q * values
+    rest = matrix - (q * values) @ q.T - cross @ q.T - q @ cross.T
+    mu = _bound_spectral_norm(rest)
+    basis = q * (values - mu).clamp_min(0).sqrt()
+    outside = float(torch.linalg.matrix_norm(cross)) + moments.error
+    return Spread(basis.float(), outside, mu + outside, _projection_slack(basis, matrix.shape[0]))
+
+
+def _projection_slack(basis: Tensor, width: int) -> float:
+    # Two projections of vectors no longer than 1, and the norm of their difference.
+    return (2 * float(torch.linalg.matrix_norm(basis)) + 1) * gamma(width + 6)
+
+
+def _bound_spectral_norm(matrix: Tensor) -> float:
+    """Return a number not below any eigenvalue's size of a symmetric float64 matrix: ‖X⁴‖ to the power 1/4."""
+    single = matrix.float()
+    square = single @ single
+    fourth = square @ square
+    rounding = gamma(matrix.shape[0] + 4)
+    norm, square_norm, fourth_norm = (float(torch.linalg.matrix_norm(m.double())) for m in (matrix, square, fourth))
+    error = rounding * norm**2
+    return float((fourth_norm + rounding * square_norm**2 + 2 * square_norm * error + error**2) ** 0.25)

@@ -1,0 +1,222 @@
+"""Universal Agglomerative Pooling: pseudo-masks from a feature map, without training and without an N x N matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from s2uniseg_d2.core.labelers.emission import MaskCollector
+from s2uniseg_d2.core.labelers.graph import build_token_graph, contract_edges
+from s2uniseg_d2.core.labelers.identify import Identification, Identifier, Weighting
+from s2uniseg_d2.core.labelers.rounding import full_float32
+from s2uniseg_d2.core.labelers.supernodes import Region, Supernodes, merge, place_tokens, select
+from s2uniseg_d2.core.labelers.voters import Voters
+from s2uniseg_d2.core.structures import PseudoLabels
+
+REGION_AFFINITIES = ("mean", "sum")
+
+
+@dataclass(frozen=True)
+class UniAPConfig:
+    """Settings of UniAP.
+
+    Attributes:
+        taus: threshold τ of every layer, strictly decreasing, in [-1, 1]; their number is the paper's Γ.
+        sigma: softmax temperature σ of Eq. 5, above 0.
+        omega_f: weight of the feature similarity in Eq. 3, at least 0.
+        omega_s: weight of the spatial similarity in Eq. 3, at least 0; both sum to 1.
+        min_tokens: smallest mask in tokens, at least 1. The paper is silent on what its φ = 5 counts: read as this.
+        region_affinity: "mean" averages the affinities of a region's tokens in Eq. 5, "sum" adds them. Differs from the
+            paper: the printed sum makes the softmax nearly an arg-max, against the text, so the mean is the default.
+        until_stable: repeat each threshold until nothing merges. The paper is silent: one pass per layer.
+        max_masks: most masks of each kind per picture, the largest are kept; at least 1. The paper is silent.
+        drop_whole: leave out a mask that covers every valid token. The paper is silent.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    taus: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5, 0.4)
+    sigma: float = 0.07
+    omega_f: float = 0.6
+    omega_s: float = 0.4
+    min_tokens: int = 5
+    region_affinity: str = "mean"
+    until_stable: bool = False
+    max_masks: int = 1000
+    drop_whole: bool = True
+
+    def __post_init__(self) -> None:
+        _check_taus(self.taus)
+        if not 0 < self.sigma < float("inf"):
+            raise ValueError(f"sigma must be positive and finite, got {self.sigma}")
+        for name in ("omega_f", "omega_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not abs(self.omega_f + self.omega_s - 1) <= 1e-6:
+            raise ValueError(f"omega_f and omega_s must sum to 1, got {self.omega_f} + {self.omega_s}")
+        for name in ("min_tokens", "max_masks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.region_affinity not in REGION_AFFINITIES:
+            raise ValueError(f"region_affinity must be one of {REGION_AFFINITIES}, got {self.region_affinity!r}")
+
+
+def _check_taus(taus: tuple[float, ...]) -> None:
+    if not taus:
+        raise ValueError(f"taus must hold at least one threshold, got {taus}")
+    if not all(-1 <= tau <= 1 for tau in taus):
+        raise ValueError(f"taus must lie in [-1, 1], got {taus}")
+    if any(low >= high for high, low in pairwise(taus)):
+        raise ValueError(f"taus must decrease strictly, got {taus}")
+
+
+class Layer(NamedTuple):
+    """One UniAP layer of one picture.
+
+    Attributes:
+        instance: ``(rows, columns)`` int64 supernode of every valid token.
+        semantic: the same after semantic pooling, -1 where the supernode is too small to take part.
+        instance_nodes: the instance supernodes, with their Eq. 5 features.
+        semantic_nodes: the semantic supernodes.
+        steps: what each Identify step took, semantic pooling last.
+    """
+
+    instance: Tensor
+    semantic: Tensor
+    instance_nodes: Supernodes
+    semantic_nodes: Supernodes
+    steps: tuple[Identification, ...]
+
+
+class UniAP:
+    """Finds instance and semantic pseudo-masks by merging similar neighbours, layer by layer.
+
+    Source: section "Fast Universal Agglomerative Pooling", Eq. 1 to 5. Differs from the paper: the graph of Eq. 4 is
+    ΩᵀEΩ > 0 without diagonal and Eq. 5 averages over a region (see :class:`UniAPConfig`); semantic pooling takes the
+    supernodes of at least ``min_tokens`` tokens, because all pairs of thousands of single tokens cost too much.
+
+    Every decision is the one of exact arithmetic: similarities are float32 with a certified error, and float64 where
+    that does not decide. A similarity within 1e-9 below the threshold counts as reaching it. An embedding is zero where
+    the vote of Eq. 5 cancels (opposite features only). Cost: d times tokens times new supernodes, no N x N matrix.
+    Autocast and the precision set for matrix products do not matter.
+    """
+
+    def __init__(self, config: UniAPConfig | None = None) -> None:
+        self.config = config or UniAPConfig()
+
+    def __call__(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[PseudoLabels]:
+        """Return the pseudo-masks of every picture.
+
+        A mask is emitted once, at the first layer that has it; masks below ``min_tokens`` tokens are left out, and
+        those that cover the whole picture if ``drop_whole``. A semantic group of one supernode is a mask too.
+
+        Args:
+            features: ``(b, d, h, w)`` float token maps, normalised here; b may be 0.
+            sizes: valid (rows, columns) of every picture from the top left corner; only those tokens are nodes and
+                voters. None: the whole grid.
+
+        Returns:
+            Per picture the masks ``(n, h, w)``, False in the padding, by level and then by first token; n may be 0.
+
+        Raises:
+            ValueError: wrong rank or type, NaN, Inf or a zero vector among the valid tokens, or sizes that do not fit.
+        """
+        labels = []
+        with full_float32(features.device):
+            for tokens in self._valid_maps(features, sizes):
+                masks = MaskCollector((features.shape[2], features.shape[3]), self.config)
+                for layer in self.iterate_layers(tokens):
+                    masks.add(layer.instance, layer.instance_nodes, layer.semantic, layer.semantic_nodes)
+                labels.append(masks.finish(features.shape[1], features.device))
+        return labels
+
+    def partitions(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """Return the instance partition after every layer.
+
+        Args:
+            features: ``(b, d, h, w)`` float token maps.
+            sizes: valid (rows, columns) of every picture; None: the whole grid.
+
+        Returns:
+            ``(b, layers, h, w)`` int64: supernodes counted from 0 in the order of their first token, -1 in the padding.
+
+        Raises:
+            ValueError: as :meth:`__call__`.
+        """
+        maps = self._valid_maps(features, sizes)
+        shape = (len(maps), len(self.config.taus), *features.shape[-2:])
+        result = torch.full(shape, -1, dtype=torch.int64, device=features.device)
+        with full_float32(features.device):
+            for image, tokens in enumerate(maps):
+                for level, layer in enumerate(self.iterate_layers(tokens, semantic=False)):
+                    result[image, level, : tokens.shape[1], : tokens.shape[2]] = layer.instance
+        return result
+
+    def iterate_layers(self, tokens: Tensor, semantic: bool = True) -> Iterator[Layer]:
+        """Yield the layers of one picture, fine to coarse; call it without autocast and reduced matrix precision.
+
+        Args:
+            tokens: ``(d, rows, columns)`` float map, finite and without zero vectors.
+            semantic: whether to do semantic pooling; without it nothing takes part.
+        """
+        graph = build_token_graph(tokens)
+        voters = Voters(tokens.flatten(1)[:, graph.first_tokens], graph.sizes)
+        region = Region(self.config.sigma, self.config.region_affinity)
+        identifier = Identifier(voters, Weighting(self.config.omega_f, self.config.omega_s), region)
+        nodes, edges, assignment = place_tokens(voters, graph.sizes), graph.edges, graph.node_of_token
+        for tau in self.config.taus:
+            steps = []
+            while True:
+                steps.append(identifier.group_edges(nodes, edges, tau))
+                labels, before = steps[-1].labels, nodes.sizes.numel()
+                count = int(labels.max()) + 1
+                nodes = merge(nodes, labels, count, voters, region)
+                edges = contract_edges(edges, labels, count)
+                assignment = labels[assignment]
+                if not self.config.until_stable or count == before:
+                    break
+            chosen = (nodes.sizes >= self.config.min_tokens).nonzero()[:, 0] if semantic else labels[:0]
+            large = select(nodes, chosen)
+            steps.append(identifier.group_pairs(large, tau))
+            groups = steps[-1].labels
+            merged = merge(large, groups, int(groups.max()) + 1 if groups.numel() else 0, voters, region)
+            group_of_node = torch.full_like(nodes.sizes, -1)
+            group_of_node[chosen] = groups
+            yield Layer(assignment, group_of_node[assignment], nodes, merged, tuple(steps))
+
+    def _valid_maps(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None) -> list[Tensor]:
+        """Check the arguments and cut every picture to its valid rectangle."""
+        if features.dim() != 4 or not features.is_floating_point() or 0 in features.shape[1:]:
+            raise ValueError(
+                f"features must be a non-empty float tensor (b, d, h, w), got {features.dtype} {tuple(features.shape)}"
+            )
+        batch, _, height, width = features.shape
+        if sizes is None:
+            sizes = [(height, width)] * batch
+        if len(sizes) != batch:
+            raise ValueError(f"sizes must name (rows, columns) of each of {batch} pictures, got {len(sizes)}")
+        maps = []
+        for image, (rows, columns) in enumerate(sizes):
+            if not (1 <= rows <= height and 1 <= columns <= width):
+                raise ValueError(f"sizes must lie in [1, {height}] x [1, {width}], got {(rows, columns)} at {image}")
+            tokens = features[image, :, :rows, :columns].detach()
+            _check_tokens(tokens, image)
+            maps.append(tokens)
+        return maps
+
+
+def _check_tokens(tokens: Tensor, image: int) -> None:
+    # The extremes say it all (NaN wins both) and need no copy of the map.
+    peak = torch.maximum(tokens.amax(dim=0), -tokens.amin(dim=0))
+    for name, bad in (("NaN", peak.isnan()), ("Inf", peak.isinf()), ("a zero vector", peak == 0)):
+        if bool(bad.any()):
+            row, column = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"features must be finite and not zero, got {name} in picture {image} at row {row}, column {column}"
+            )

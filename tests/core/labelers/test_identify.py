@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from s2uniseg_d2.core.labelers.identify import Identifier, Weighting
+from s2uniseg_d2.core.labelers.supernodes import Region, merge, place_tokens
+from s2uniseg_d2.core.labelers.voters import Voters
+from s2uniseg_d2.core.ops.components import connected_components
+
+REGION = Region(0.07, "mean")
+
+
+def make(seed: int, merged: bool) -> tuple[Identifier, object, torch.Tensor]:
+    """An identifier, 40 nodes and S for all their pairs in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    raw = functional.interpolate(torch.randn(1, 16, 20, generator=generator), size=120, mode="linear")[0]
+    voters = Voters(raw[:, :40] if not merged else raw, torch.ones(120 if merged else 40, dtype=torch.int64))
+    nodes = place_tokens(voters, torch.ones(len(voters), dtype=torch.int64))
+    if merged:
+        nodes = merge(nodes, torch.arange(120) // 3, 40, voters, REGION)
+    rows = voters.exact(slice(None))
+    members = functional.one_hot(torch.arange(len(rows)) * 40 // len(rows), 40).double().T
+    means = members @ rows / members.sum(1, keepdim=True)
+    features = functional.normalize(torch.softmax(means @ rows.T / 0.07, 1) @ rows, dim=1) if merged else rows
+    affinity = means @ rows.T
+    spread = (affinity[:, None] - affinity).abs().mean(-1)
+    return Identifier(voters, Weighting(0.6, 0.4), REGION), nodes, 0.6 * features @ features.T + 0.4 * (1 - spread)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_pairs_and_edges_group_as_the_exact_similarity_does(merged):
+    for seed in range(10):
+        identifier, nodes, similarity = make(seed, merged)
+        pairs = torch.triu_indices(40, 40, 1)
+        values = similarity[pairs[0], pairs[1]]
+        for tau in (*torch.quantile(values, torch.tensor([0.9, 0.97, 0.99], dtype=torch.float64)).tolist(), 0.4, 1.0):
+            expected = connected_components(pairs[:, values >= tau - 1e-9], 40)
+            assert torch.equal(identifier.group_pairs(nodes, tau).labels, expected)
+            assert torch.equal(identifier.group_edges(nodes, pairs, tau).labels, expected)
+
+
+def test_bounds_spare_most_pairs_the_product():
+    spared = []
+    for seed in range(5):
+        identifier, nodes, _ = make(seed, merged=True)
+        found = identifier.group_pairs(nodes, 0.6)
+        spared.append(found.undecided)
+        assert found.exact <= found.undecided
+    assert sum(spared) < 5 * 780 / 4
+
+
+def test_a_threshold_on_a_similarity_goes_to_float64():
+    identifier, nodes, similarity = make(0, merged=True)
+    tau = float(similarity[3, 4])
+    result = identifier.group_edges(nodes, torch.tensor([[3], [4]]), tau)
+    assert (result.exact, result.labels[3] == result.labels[4]) == (1, True)
+    assert identifier.group_edges(nodes, torch.tensor([[3], [4]]), tau + 1e-7).labels.max() == 39
+
+
+def test_few_or_no_nodes_stay_alone():
+    identifier, nodes, _ = make(0, merged=True)
+    assert identifier.group_edges(nodes, torch.zeros(2, 0, dtype=torch.int64), 0.5).labels.tolist() == list(range(40))

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from s2uniseg_d2.core.labelers.spread import bound_spread, bound_spread_coarsely, measure_moments
+
+
+def unit_rows(k: int, d: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(3, d, generator=generator, dtype=torch.float64)
+    rows = directions[torch.randint(3, (k,), generator=generator)]
+    return functional.normalize(rows + 0.4 * torch.randn(k, d, generator=generator, dtype=torch.float64), dim=1)
+
+
+@pytest.mark.parametrize(("k", "d"), [(1, 3), (5, 40), (300, 40), (300, 7), (50, 1)])
+@pytest.mark.parametrize("kind", ["tight", "coarse"])
+def test_bounds_hold_for_every_difference(k, d, kind):
+    rows = unit_rows(k, d, seed=d)
+    weights = torch.full((k,), 1 / k)
+    moments = measure_moments(rows.float(), weights, 64)
+    exact = rows.T @ rows / k
+    assert torch.linalg.matrix_norm(moments.matrix - exact, 2) <= moments.error
+    spread = bound_spread(moments) if kind == "tight" else bound_spread_coarsely(moments, rows[: min(16, d)].T)
+    means = torch.cat([rows, unit_rows(40, d, seed=1) * 0.5])
+    i, j = torch.randint(len(means), (2, 500), generator=torch.Generator().manual_seed(2))
+    difference = means[i] - means[j]
+    truth = ((difference @ exact) * difference).sum(1)
+    length = difference.square().sum(1)
+    projected = means.float() @ spread.basis
+    reach = torch.linalg.vector_norm(projected[i] - projected[j], dim=1).double()
+    assert (truth <= (reach + spread.slack).square() + spread.above * length + 1e-15).all()
+    assert (truth >= (reach - spread.slack).clamp_min(0).square() - spread.below * length - 1e-15).all()
+
+
+def test_tight_bounds_are_tight_and_coarse_ones_are_useful():
+    rows = unit_rows(400, 64, seed=3)
+    moments = measure_moments(rows.float(), torch.full((400,), 1 / 400), 2048)
+    tight, coarse = bound_spread(moments), bound_spread_coarsely(moments, rows[:16].T)
+    assert tight.above == 0
+    assert tight.below < 2e-4
+    largest = float(torch.linalg.eigvalsh(moments.matrix)[-1])
+    assert coarse.above < 0.2 * largest
+
+
+def test_equal_rows_have_one_direction():
+    rows = torch.eye(5)[:1].expand(30, 5)
+    moments = measure_moments(rows, torch.full((30,), 1 / 30), 2048)
+    spread = bound_spread_coarsely(moments, rows[:5].double().T)
+    assert torch.linalg.vector_norm(torch.eye(5) @ spread.basis, dim=1).tolist() == pytest.approx(
+        [1, 0, 0, 0, 0], abs=1e-3
+    )

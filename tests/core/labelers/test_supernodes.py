@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from s2uniseg_d2.core.labelers import supernodes
+from s2uniseg_d2.core.labelers.supernodes import Region, exact_features, exact_means, merge, place_tokens, select
+from s2uniseg_d2.core.labelers.voters import Voters
+
+REGION = Region(0.07, "mean")
+
+
+def make(count: int = 12, d: int = 8) -> tuple[Voters, torch.Tensor, torch.Tensor]:
+    raw = torch.randn(d, count, generator=torch.Generator().manual_seed(0)) + 0.3
+    sizes = torch.arange(count) % 3 + 1
+    return Voters(raw, sizes), functional.normalize(raw.double().T, dim=1), sizes
+
+
+def test_before_the_first_layer_everything_is_the_token():
+    voters, rows, sizes = make()
+    nodes = place_tokens(voters, sizes)
+    index = torch.tensor([4, 1])
+    assert torch.equal(exact_means(nodes, index, voters), exact_features(nodes, index, voters, REGION))
+    assert torch.allclose(exact_means(nodes, index, voters), rows[index], atol=1e-15)
+
+
+def test_a_merged_region_averages_its_tokens_and_votes():
+    voters, rows, sizes = make()
+    labels = torch.tensor([0, 0, 1, 0, 1, 2, 2, 2, 2, 3, 3, 3])
+    for affinity in ("mean", "sum"):
+        nodes = merge(place_tokens(voters, sizes), labels, 4, voters, Region(0.07, affinity))
+        members = functional.one_hot(labels, 4).double().T * sizes
+        means = members @ rows / members.sum(1, keepdim=True)
+        queries = means if affinity == "mean" else members @ rows
+        ballots = torch.softmax(queries @ rows.T / 0.07 + sizes.log(), dim=1)
+        truth = functional.normalize(ballots @ rows, dim=1)
+        assert nodes.sizes.tolist() == members.sum(1).tolist()
+        assert torch.allclose(nodes.means.double(), means, atol=1e-7)
+        assert torch.allclose(nodes.features.double(), truth, atol=1e-6)
+        assert (torch.linalg.vector_norm(nodes.features - truth, dim=1) <= nodes.errors).all()
+        assert (nodes.errors < supernodes.WORST_ERROR).all()
+
+
+def test_merging_twice_is_merging_once():
+    voters, _, sizes = make()
+    first, second = torch.arange(12) // 2, torch.arange(6) // 2
+    two_steps = merge(merge(place_tokens(voters, sizes), first, 6, voters, REGION), second, 3, voters, REGION)
+    one_step = merge(place_tokens(voters, sizes), second[first], 3, voters, REGION)
+    assert torch.allclose(two_steps.features, one_step.features, atol=1e-6)
+    assert torch.equal(two_steps.sizes, one_step.sizes)
+
+
+def test_an_unchanged_supernode_keeps_its_feature_without_a_vote(monkeypatch):
+    voters, _, sizes = make()
+    nodes = merge(place_tokens(voters, sizes), torch.arange(12) // 3, 4, voters, REGION)
+    asked = []
+    elect = voters.elect
+    monkeypatch.setattr(voters, "elect", lambda queries: asked.append(len(queries)) or elect(queries))
+    after = merge(nodes, torch.tensor([0, 1, 1, 2]), 3, voters, REGION)
+    assert asked == [1]
+    assert torch.equal(after.features[[0, 2]], nodes.features[[0, 3]])
+    assert torch.equal(after.errors[[0, 2]], nodes.errors[[0, 3]])
+
+
+def test_selecting_none_and_merging_none_give_none():
+    voters, _, sizes = make()
+    nodes = merge(place_tokens(voters, sizes), torch.zeros(12, dtype=torch.int64), 1, voters, REGION)
+    none = select(nodes, torch.zeros(0, dtype=torch.int64))
+    assert merge(none, torch.zeros(0, dtype=torch.int64), 0, voters, REGION).features.shape == (0, 8)
