@@ -9,7 +9,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+
+# before PyTorch starts its threads: threads that spin while they wait make a step many times slower as soon as
+# another process (a loader, say) wants the same core
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from s2uniseg_d2._detectron2 import require_detectron2
 

@@ -1,0 +1,154 @@
+#!/usr/bin/env python
+"""The main job from end to end: scenes, training without labels, evaluation, one table, one panel of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from s2uniseg_d2.config import load_config
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIG = "configs/tiny_scenes.yaml"
+
+# (row, weights, predictor) in the table's order
+ROWS = [
+    ("UniAP labels, initial teacher", "model_initial.pth", "uniap"),
+    ("UniAP labels, final teacher", "model_final.pth", "uniap"),
+    ("student, before training", "model_initial.pth", "decoder"),
+    ("student, after training", "model_final.pth", "decoder"),
+]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("output/demo"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training run each")
+    parser.add_argument("--train", type=int, default=320, help="generated scenes to learn from")
+    parser.add_argument("--val", type=int, default=48, help="held-out scenes")
+    parser.add_argument("--size", type=int, default=256, help="side of a scene in pixels")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the recipe")
+    args = parser.parse_args(arguments)
+    start = time.perf_counter()
+    output = args.output.resolve()
+    scenes = output / "scenes"
+    _say(f"1/4  scenes: {args.train} to learn from, {args.val} held out")
+    sizes = ["--train", str(args.train), "--val", str(args.val), "--size", str(args.size)]
+    _run([sys.executable, "datasets/make_scenes.py", "--output", str(scenes), *sizes], output / "scenes.log")
+    data = [
+        "DATASETS.TRAIN", f"('scenes:{scenes / 'train'}',)",
+        "DATASETS.TEST", f"('scenes:{scenes / 'val'}',)",
+        *args.opts,
+    ]  # fmt: skip
+    results: dict[str, list[dict[str, Any]]] = {row: [] for row, _, _ in ROWS}
+    for seed in args.seeds:
+        folder = output / f"seed_{seed}"
+        _say(f"2/4  training on the pictures alone, seed {seed}")
+        _train(folder, [*data, "SEED", str(seed)])
+        _say(f"3/4  evaluation on the held-out scenes, seed {seed}")
+        for row, weights, predictor in ROWS:
+            results[row].append(_evaluate(folder, weights, predictor, data))
+    _say("4/4  pictures")
+    panel = output / "panel.png"
+    _draw_panel(panel, output / f"seed_{args.seeds[0]}", data)
+    table = format_table(results)
+    (output / "results.json").write_text(json.dumps({"seeds": args.seeds, "results": results}, indent=1))
+    (output / "table.txt").write_text(table + "\n")
+    _say(f"\nHeld-out scenes, mean over {len(args.seeds)} seed(s), in percent\n\n{table}\n")
+    _say(f"pictures  {panel}")
+    _say(f"table     {output / 'table.txt'}")
+    _say(f"runs      {', '.join(str(output / f'seed_{seed}') for seed in args.seeds)}")
+    _say(f"took      {time.perf_counter() - start:.0f} s")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _run(command: list[str], log: Path, show: str | None = None) -> None:
+    """Run one of the project's commands; its output goes to a log, the lines that match ``show`` to the screen too."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        assert process.stdout is not None
+        last: list[str] = []
+        for line in process.stdout:
+            file.write(line)
+            last = [*last[-9:], line]
+            if show and (found := re.search(show, line)):
+                _say("     " + " ".join(found.group(0).split()))
+        if process.wait():
+            raise SystemExit(f"{' '.join(command[1:3])} failed; its log is {log}\n{''.join(last)}")
+
+
+def _train(folder: Path, overrides: list[str]) -> None:
+    if (folder / "model_final.pth").is_file():
+        _say(f"     already trained: {folder}")
+        return
+    command = [sys.executable, "train_net.py", "--config-file", CONFIG, "--resume", *overrides]
+    _run([*command, "TEST.TASKS", "()", "OUTPUT_DIR", str(folder)], folder / "stdout.log", r"eta: .*total_loss: \S+")
+
+
+def _evaluate(folder: Path, weights: str, predictor: str, overrides: list[str]) -> dict[str, Any]:
+    output = folder / f"eval_{Path(weights).stem}_{predictor}"
+    command = [sys.executable, "train_net.py", "--config-file", CONFIG, "--eval-only", *overrides]
+    settings = ["MODEL.WEIGHTS", str(folder / weights), "MODEL.INFERENCE.PREDICTOR", predictor]
+    if predictor == "uniap":
+        # labels are judged at the size that they are made at in training
+        size = load_config(REPOSITORY / CONFIG, overrides).INPUT.GLOBAL_LONGEST_PX
+        settings += ["INPUT.TEST_LONGEST_PX", str(size)]
+    _run([*command, *settings, "OUTPUT_DIR", str(output)], output / "stdout.log")
+    figures: dict[str, Any] = json.loads((output / "metrics.json").read_text().splitlines()[-1])
+    return figures
+
+
+def _draw_panel(path: Path, folder: Path, overrides: list[str]) -> None:
+    """The panel that the last evaluation of the trained student drew, under a name of its own."""
+    drawn = sorted((folder / "eval_model_final_decoder" / "pictures").glob("*.png"))
+    path.write_bytes(drawn[0].read_bytes())
+
+
+# column title -> (group, key) in an evaluation's results
+COLUMNS: dict[str, tuple[str, str]] = {
+    "AP": ("segm_agnostic", "AP"),
+    "AR@10": ("segm_agnostic", "AR@10"),
+    "AR@100": ("segm_agnostic", "AR@100"),
+    "class AP": ("segm_mapped", "AP_hungarian"),
+    "PixelAcc": ("sem_seg_mapped", "PixelAcc_hungarian"),
+    "mIoU": ("sem_seg_mapped", "mIoU_hungarian"),
+    "PQ": ("panoptic_mapped", "PQ_hungarian"),
+}
+
+
+def format_table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Rows of mean figures, with the spread over seeds where there are several."""
+    rows = [["", *COLUMNS]]
+    for name, runs in results.items():
+        cells = [_cell([run[group][key] for run in runs]) for group, key in COLUMNS.values()]
+        rows.append([name, *cells])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f}-{max(values):.1f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
