@@ -77,19 +77,21 @@ def _say(text: str) -> None:
 def _run(command: list[str], log: Path, show: str | None = None) -> None:
     """Run one of the project's commands; its output goes to a log, the lines that match ``show`` to the screen too."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        process = subprocess.Popen(
+    last: list[str] = []
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
             command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
+        ) as process,
+    ):
         assert process.stdout is not None
-        last: list[str] = []
         for line in process.stdout:
             file.write(line)
             last = [*last[-9:], line]
             if show and (found := re.search(show, line)):
                 _say("     " + " ".join(found.group(0).split()))
-        if process.wait():
-            raise SystemExit(f"{' '.join(command[1:3])} failed; its log is {log}\n{''.join(last)}")
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command[1:3])} failed; its log is {log}\n{''.join(last)}")
 
 
 def _train(folder: Path, overrides: list[str]) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from s2uniseg_d2.core.labelers.spread import bound_spread, bound_spread_coarsely, measure_moments
+from s2uniseg_d2.core.labelers import spread as spread_module
+from s2uniseg_d2.core.labelers.spread import Moments, bound_spread, bound_spread_coarsely, measure_moments
 
 
 def unit_rows(k: int, d: int, seed: int) -> torch.Tensor:
@@ -51,3 +52,14 @@ def test_equal_rows_have_one_direction():
     assert torch.linalg.vector_norm(torch.eye(5) @ spread.basis, dim=1).tolist() == pytest.approx(
         [1, 0, 0, 0, 0], abs=1e-3
     )
+
+
+def test_coarse_bounds_hold_from_a_start_that_is_no_eigenvector(monkeypatch):
+    monkeypatch.setattr(spread_module, "COARSE_STEPS", 0)
+    matrix = torch.tensor([[0.9, 0.2], [0.2, 0.1]], dtype=torch.float64)
+    spread = bound_spread_coarsely(Moments(matrix, 0.0), torch.tensor([[1.0], [0.0]], dtype=torch.float64))
+    for x in (-3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0):
+        difference = torch.tensor([1.0, x], dtype=torch.float64)
+        truth, length = difference @ matrix @ difference, difference.square().sum()
+        reach = torch.linalg.vector_norm(difference @ spread.basis.double())
+        assert reach.square() - spread.below * length - 1e-6 <= truth <= reach.square() + spread.above * length + 1e-6
