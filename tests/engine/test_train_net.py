@@ -30,7 +30,8 @@ def write_truth(folder, path):
     """One object a picture: the disc that ``write_pictures`` draws."""
     images, annotations = [], []
     for i, file in enumerate(sorted(folder.glob("*.png"))):
-        width, height = Image.open(file).size
+        with Image.open(file) as picture:
+            width, height = picture.size
         y, x = np.mgrid[:height, :width]
         disc = ((y - height / 2) ** 2 + (x - width / 3) ** 2 < (height / 5) ** 2).astype(np.uint8)
         coded = mask_coding.encode(np.asfortranarray(disc))

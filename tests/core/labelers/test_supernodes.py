@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional
 
@@ -69,14 +70,16 @@ def test_selecting_none_and_merging_none_give_none():
     assert merge(none, torch.zeros(0, dtype=torch.int64), 0, voters, REGION).features.shape == (0, 8)
 
 
-def test_steep_votes_are_exact_to_an_embedding():
-    generator = torch.Generator().manual_seed(1)
+@pytest.mark.parametrize("seed", range(4))
+def test_steep_votes_are_exact_to_an_embedding(seed):
+    generator = torch.Generator().manual_seed(seed)
     raw = torch.randn(8, 1, generator=generator) + 0.6 * torch.randn(8, 200, generator=generator)
     sizes = torch.ones(200, dtype=torch.int64)
-    for count in (1, 5, 40):
+    for count in (1, 10, 40):
         for affinity in ("mean", "sum"):
             voters, region = Voters(raw, sizes), Region(0.01, affinity)
             labels = torch.arange(200) * count // 200
             nodes = merge(place_tokens(voters, sizes), labels, count, voters, region)
             truth = exact_features(nodes, torch.arange(count), voters, region)
-            assert (nodes.features - truth).abs().max() < 1e-5
+            # Well inside the promised 1e-5; float32 votes would miss this by far on some seeds.
+            assert (nodes.features - truth).abs().max() < 2e-6

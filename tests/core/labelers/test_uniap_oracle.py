@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from s2uniseg_d2.core.labelers import identify, supernodes, voters
 from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
+from s2uniseg_d2.core.ops.components import propagate_labels
 from tests.core.labelers.maps import KINDS, assert_equals_oracle, make_config, make_map
 from tests.oracles.uniap_dense import pool_densely
 
@@ -110,3 +111,10 @@ def test_the_comparison_can_fail():
     truth = pool_densely(features[0].numpy(), config)
     other = UniAP(UniAPConfig(taus=(0.95, 0.9, 0.85, 0.83, 0.82), min_tokens=2)).partitions(features)[0].numpy()
     assert (other != truth.partitions).any()
+
+
+def test_identical_with_the_components_of_other_devices(monkeypatch):
+    monkeypatch.setattr(identify, "connected_components", propagate_labels)
+    generator = torch.Generator().manual_seed(6)
+    for kind in ("smooth", "regions", "integers", "block", "one_row") * 3:
+        assert_equals_oracle(make_map(kind, generator), make_config(generator))
