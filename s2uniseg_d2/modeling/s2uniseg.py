@@ -47,6 +47,8 @@ class S2UniSeg(nn.Module):
         sem_seg_head: the decoder with its query groups.
         labeler: makes masks from the teacher's features.
         distillation_head: projection head of the student; the teacher's is a copy.
+        query_dim: width of the decoder's queries.
+        embed_dim: width of the encoder's features and of the teacher's queries.
         center: the running centre of teacher logits.
         feature_stride: of the map that the labeler reads, 4 or 16.
         temperatures: of student and teacher in QuerySD.
