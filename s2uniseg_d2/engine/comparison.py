@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+import zlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,8 +64,10 @@ def comparison_rows(
 
 
 def picture_name(dataset_name: str) -> str:
-    """A file name for a data set's pictures: letters, digits and dashes."""
-    return re.sub(r"[^0-9A-Za-z]+", "-", dataset_name).strip("-")[-60:]
+    """A file name for a data set's pictures: its kind, its last folder and a number that tells equal ones apart."""
+    kind, _, rest = dataset_name.partition(":")
+    words = re.findall(r"[0-9A-Za-z]+", f"{kind} {Path(rest).name}")
+    return "-".join([*words, f"{zlib.crc32(dataset_name.encode()):08x}"])
 
 
 def _coarse_half(masks: PseudoMasks) -> NDArray[np.bool_]:
