@@ -25,11 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
         require_detectron2()
         from detectron2.engine import default_argument_parser, launch
 
-        from s2uniseg_d2.engine.run import processes_per_machine, run
+        from s2uniseg_d2.engine.run import prepare, processes_per_machine, run
     except ImportError as error:
         return _fail(error)
+    from torch.multiprocessing import ProcessRaisedException
+
     args: argparse.Namespace = default_argument_parser(epilog=__doc__).parse_args(arguments)
     try:
+        prepare(args)
         launch(
             run,
             processes_per_machine(args.num_gpus),
@@ -40,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except (ValueError, FloatingPointError, OSError) as error:
         return _fail(error)
+    except ProcessRaisedException as error:
+        return _fail(str(error).strip().splitlines()[-1])
     except KeyboardInterrupt:
         return _fail("interrupted; --resume goes on from the last checkpoint", status=130)
     return 0

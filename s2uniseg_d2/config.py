@@ -264,13 +264,26 @@ def _one_of(*names: Any) -> Callable[[Any], bool]:
     return lambda value: value in names
 
 
+_MAPS = ["res2", "res3", "res4", "res5"]
+
 # (keys, rule in words, test). What a class of the core checks itself (UniAP's thresholds, say) is not repeated here.
 _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
     (("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"), "must be at least 1", _positive),
     (("SOLVER.BASE_LR", "SOLVER.VIT_LR_FACTOR"), "must be positive", _positive),
     (("SOLVER.FULL_MODEL_CLIP_NORM", "SOLVER.WEIGHT_DECAY", "VIS_PERIOD"), "must not be negative", _not_negative),
     (("MODEL.TEACHER.MOMENTUM", "MODEL.TEACHER.MOMENTUM_END"), "must lie in [0, 1]", _fraction),
-    (("MODEL.QUERY_SD.CENTER_MOMENTUM", "MODEL.LOSS.NO_OBJECT_WEIGHT"), "must lie in [0, 1]", _fraction),
+    (("MODEL.QUERY_SD.CENTER_MOMENTUM", "MODEL.LOSS.IMPORTANCE_RATIO"), "must lie in [0, 1]", _fraction),
+    (("MODEL.LOSS.NO_OBJECT_WEIGHT",), "must lie in (0, 1]", lambda value: 0 < value <= 1),
+    (("MODEL.LOSS.OVERSAMPLE_RATIO",), "must be at least 1", lambda value: value >= 1),
+    (("MODEL.LOSS.NUM_POINTS", "TEST.PICTURES", "SOLVER.BASE_LR_END"), "must not be negative", _not_negative),
+    (("TEST.DETECTIONS_PER_IMAGE",), "must be at least 1", _positive),
+    (("MODEL.META_ARCHITECTURE",), "must be S2UniSeg", _one_of("S2UniSeg")),
+    (("MODEL.BACKBONE.NAME",), "must be ViTAdapterBackbone", _one_of("ViTAdapterBackbone")),
+    (("MODEL.SEM_SEG_HEAD.NAME",), "must be QueryGroupHead", _one_of("QueryGroupHead")),
+    (("MODEL.VIT_ADAPTER.NORM",), "must be BN, SyncBN or GN", _one_of("BN", "SyncBN", "GN")),
+    (("MODEL.SEM_SEG_HEAD.IN_FEATURES",), "must be the four maps res2 to res5", lambda value: list(value) == _MAPS),
+    (("TEST.PRECISE_BN.ENABLED",), "is not supported", _one_of(False)),
+    (("SOLVER.CLIP_GRADIENTS.ENABLED",), "is not supported; SOLVER.FULL_MODEL_CLIP_NORM is", _one_of(False)),
     (("MODEL.INFERENCE.OBJECT_THRESHOLD", "MODEL.INFERENCE.OVERLAP_THRESHOLD"), "must lie in [0, 1]", _fraction),
     (("INPUT.VIEWS.FLIP_PROB", "MODEL.VIT.DROP_PATH", "TEST.MATCH_SCORE"), "must lie in [0, 1]", _fraction),
     (("MODEL.LOSS.QUERY_SD_WEIGHT", "MODEL.LOSS.MASK_WEIGHT"), "must not be negative", _not_negative),
@@ -299,6 +312,8 @@ def validate_config(cfg: CfgNode) -> None:
                 value = value[part]
             if not holds(value):
                 raise ValueError(f"{key} {rule}, got {value!r}")
+    if cfg.SOLVER.BASE_LR_END > cfg.SOLVER.BASE_LR:
+        raise ValueError(f"SOLVER.BASE_LR_END must not be above SOLVER.BASE_LR, got {cfg.SOLVER.BASE_LR_END}")
     low, high = cfg.INPUT.VIEWS.SCALE
     if not 0 < low <= high <= 1:
         raise ValueError(

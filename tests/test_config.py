@@ -54,6 +54,11 @@ def test_the_defaults_are_the_papers():
         (["INPUT.VIEWS.SIZE_PX", "100"], "INPUT.VIEWS.SIZE_PX must be a positive multiple of 32, got 100"),
         (["INPUT.VIEWS.SCALE", "(0.5, 0.4)"], "INPUT.VIEWS.SCALE must be"),
         (["MODEL.UNIAP.FEATURE_STRIDE", "8"], "must be 4 or 16, got 8"),
+        (["MODEL.LOSS.NO_OBJECT_WEIGHT", "0.0"], r"MODEL\.LOSS\.NO_OBJECT_WEIGHT must lie in \(0, 1\], got 0\.0"),
+        (["MODEL.VIT_ADAPTER.NORM", "foo"], "must be BN, SyncBN or GN, got 'foo'"),
+        (["MODEL.BACKBONE.NAME", "ResNet"], "must be ViTAdapterBackbone, got 'ResNet'"),
+        (["SOLVER.BASE_LR_END", "1.0"], "SOLVER.BASE_LR_END must not be above SOLVER.BASE_LR"),
+        (["TEST.PRECISE_BN.ENABLED", "True"], "TEST.PRECISE_BN.ENABLED is not supported"),
         (["TEST.TASKS", "('everything',)"], "TEST.TASKS must be among"),
     ],
 )

@@ -95,6 +95,12 @@ def _run(command: list[str], log: Path, show: str | None = None) -> None:
 
 
 def _train(folder: Path, overrides: list[str]) -> None:
+    request = load_config(REPOSITORY / CONFIG, overrides).dump()
+    stamp = folder / "request.yaml"
+    if stamp.is_file() and stamp.read_text() != request:
+        raise SystemExit(f"{folder} holds a run with other settings: remove it, or name another folder with --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(request)
     if (folder / "model_final.pth").is_file():
         _say(f"     already trained: {folder}")
         return

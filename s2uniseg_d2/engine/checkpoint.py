@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+
+from s2uniseg_d2.core.trunks.weights import READ_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,14 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise ValueError(f"weights file does not exist: {filename}")
         try:
             content = torch.load(filename, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        except READ_ERRORS as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"weights file {filename} is no readable PyTorch checkpoint: {reason}") from error
         if not isinstance(content, dict):
             raise ValueError(f"weights file {filename} must hold a dictionary, got {type(content).__name__}")
         state = content.get("model", content)
+        if not isinstance(state, dict):
+            raise ValueError(f"weights file {filename} must hold tensors by name, got {type(state).__name__}")
         self._refuse_foreign(filename, state)
         return content if "model" in content else {"model": state}
 

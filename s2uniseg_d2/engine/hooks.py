@@ -78,13 +78,12 @@ class PseudoLabelHook(HookBase):
 
     def before_train(self) -> None:
         """Wrap the loader."""
-        loader = LabelledLoader(self.trainer.data_loader, unwrap(self.trainer.model), self.autocast_dtype)
-        self.trainer.data_loader = loader
+        self._loader = self.trainer.data_loader
+        self.trainer.data_loader = LabelledLoader(self._loader, unwrap(self.trainer.model), self.autocast_dtype)
 
     def after_train(self) -> None:
-        """Put the loader back."""
-        if isinstance(self.trainer.data_loader, LabelledLoader):
-            self.trainer.data_loader = self.trainer.data_loader.loader
+        """Put the loader back, from under whatever other hooks have wrapped around it since."""
+        self.trainer.data_loader = self._loader
 
 
 class TeacherMomentumHook(HookBase):

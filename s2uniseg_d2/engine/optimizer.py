@@ -55,14 +55,16 @@ def with_full_model_clipping(optimizer_class: type[torch.optim.AdamW], max_norm:
     """The optimizer class with the joint gradient norm of all parameters clipped before every step.
 
     Detectron2's own clipper knows only norms per parameter. Clipping in ``step`` comes after a gradient scaler has
-    unscaled. ``max_norm`` 0 returns the class as it is.
+    unscaled. ``max_norm`` 0 clips nothing. A norm that is not finite raises a FloatingPointError before anything is
+    changed: a finite loss can have such a gradient, and one step with it would spoil weights, teacher and checkpoint.
+    Reading the norm is a host round trip, beside the one that reads the losses.
     """
-    if max_norm == 0:
-        return optimizer_class
 
     def step(self: torch.optim.AdamW, closure: Callable[[], float] | None = None) -> Any:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm = {float(norm)}; stopped before the optimizer step")
         return optimizer_class.step(self, closure)
 
     return type(f"{optimizer_class.__name__}WithFullModelClipping", (optimizer_class,), {"step": step})

@@ -30,37 +30,75 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError: for anything wrong with the config, the data sets or the output folder.
     """
+    cfg, notes = prepare(args)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s2uniseg_d2")
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
+    for note in notes:
+        logger.warning(note)
+    return cfg
+
+
+def prepare(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
+    """The checked config and what was changed in it, in words; everything cheap is checked before work begins.
+
+    Raises:
+        ValueError: for anything wrong with the config, the data sets or the output folder.
+    """
     cfg = load_config(args.config_file, args.opts)
-    notes = fit_to_device(cfg)
+    notes = fit_to_device(cfg, args.num_gpus, args.num_machines)
+    output = Path(cfg.OUTPUT_DIR)
+    has_run = (output / "last_checkpoint").is_file()
     if args.eval_only:
-        if not cfg.MODEL.WEIGHTS and cfg.MODEL.INFERENCE.PREDICTOR == "decoder":
-            raise ValueError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
-        if cfg.MODEL.WEIGHTS:
-            cfg.MODEL.VIT.WEIGHTS = ""  # the checkpoint holds the whole model
-        if not cfg.DATASETS.TEST:
-            raise ValueError("--eval-only needs DATASETS.TEST, the data to evaluate on")
+        _check_evaluation(cfg)
+        if has_run:
+            cfg.OUTPUT_DIR = str(output / "eval")  # the record of the training run stays as it is
     elif not cfg.DATASETS.TRAIN:
         raise ValueError("training needs DATASETS.TRAIN, for example ('folder:PATH',)")
     for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
         resolve_dataset(name)
     if cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
         raise ValueError(f"MODEL.WEIGHTS names a file that does not exist: {cfg.MODEL.WEIGHTS}")
-    if not args.eval_only and not args.resume:
-        _refuse_to_mix_runs(Path(cfg.OUTPUT_DIR))
-    cfg.freeze()
-    # the experiment's randomness is seeded; the order of CUDA's atomic sums is not ours to fix
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s2uniseg_d2")
-    for note in notes:
-        logger.warning(note)
-    return cfg
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"OUTPUT_DIR must be a folder, got the file {output}")
+    if has_run and not args.eval_only and not args.resume:
+        raise ValueError(f"OUTPUT_DIR {output} already holds a run: add --resume to go on, or name another folder")
+    if (args.eval_only and cfg.MODEL.WEIGHTS) or (args.resume and has_run):
+        cfg.MODEL.VIT.WEIGHTS = ""  # the checkpoint holds the whole model
+    return cfg, notes
 
 
-def fit_to_device(cfg: CfgNode) -> list[str]:
-    """Fall back to the CPU where there is no GPU; returns what was changed, in words."""
-    if cfg.MODEL.DEVICE == "cpu" or torch.cuda.is_available():
-        if cfg.MODEL.DEVICE == "cpu":
-            cfg.SOLVER.AMP.ENABLED = False
+def _check_evaluation(cfg: CfgNode) -> None:
+    if not cfg.MODEL.WEIGHTS and cfg.MODEL.INFERENCE.PREDICTOR == "decoder":
+        raise ValueError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
+    if not cfg.DATASETS.TEST:
+        raise ValueError("--eval-only needs DATASETS.TEST, the data to evaluate on")
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Leave an expected error to the one sentence at the end of the run."""
+    if record.exc_info and isinstance(record.exc_info[1], (ValueError, FloatingPointError)):
+        record.exc_info = None
+    return True
+
+
+def fit_to_device(cfg: CfgNode, num_gpus: int = 1, num_machines: int = 1) -> list[str]:
+    """Fall back to the CPU where there is no GPU; returns what was changed, in words.
+
+    Raises:
+        ValueError: if several machines, or several GPUs that are there, are asked for on the CPU.
+    """
+    if num_machines > 1 and not torch.cuda.is_available():
+        raise ValueError(f"--num-machines {num_machines} needs GPUs: a run on the CPU is one process")
+    if cfg.MODEL.DEVICE == "cpu":
+        cfg.SOLVER.AMP.ENABLED = False
+        if not torch.cuda.is_available():
+            return []
+        if num_gpus * num_machines > 1:
+            raise ValueError("MODEL.DEVICE cpu runs in one process: use --num-gpus 1, or MODEL.DEVICE cuda")
+        return ["MODEL.DEVICE is cpu although a GPU is available; MODEL.DEVICE cuda uses it"]
+    if torch.cuda.is_available():
         return []
     notes = [f"No GPU is available: MODEL.DEVICE {cfg.MODEL.DEVICE} becomes cpu"]
     cfg.MODEL.DEVICE = "cpu"

@@ -199,7 +199,7 @@ class S2UniSeg(nn.Module):
         student_queries, teacher_queries = [], []
         for group, kind in GROUPS.items():
             queries = self.sem_seg_head.slices[group]
-            targets = crop_labels_to_views(batch, grid, kind)
+            targets = crop_labels_to_views(batch, grid, kind, self.device)
             for layer, prediction in enumerate(trained):
                 suffix = group if prediction is predictions[-1] else f"{group}_{layer}"
                 try:
@@ -301,6 +301,8 @@ class S2UniSeg(nn.Module):
         """UniAP's features and masks on the stride-4 grid of every picture, padding excluded."""
         stride = self.feature_stride
         features = self.teacher_backbone.pooling_features(images.tensor, stride).float()
+        if not features.isfinite().all():
+            raise FloatingPointError("the teacher's features are not finite")
         sizes = [(-(-height // stride), -(-width // stride)) for height, width in images.image_sizes]
         labels = self.labeler(features, sizes)
         pictures, cut = [], []

@@ -30,7 +30,9 @@ class ViewTargets(NamedTuple):
         return torch.cat(self.embeddings)[offsets[match.image] + match.target]
 
 
-def crop_labels_to_views(batch: Sequence[Mapping[str, Any]], grid: tuple[int, int], kind: str) -> ViewTargets:
+def crop_labels_to_views(
+    batch: Sequence[Mapping[str, Any]], grid: tuple[int, int], kind: str, device: torch.device
+) -> ViewTargets:
     """Teacher masks of one kind, cropped to all views of all pictures; masks that leave no pixel are dropped.
 
     Source: "Cropped Bipartite Matching" of the paper.
@@ -39,6 +41,7 @@ def crop_labels_to_views(batch: Sequence[Mapping[str, Any]], grid: tuple[int, in
         batch: items with ``pseudo``, ``boxes`` and ``flips``.
         grid: rows and columns of the views' stride-4 grid.
         kind: ``instance`` or ``semantic``.
+        device: where the targets are wanted; labels of the teacher are there already, offline ones are moved.
 
     Raises:
         ValueError: if an item carries no pseudo-labels.
@@ -48,7 +51,7 @@ def crop_labels_to_views(batch: Sequence[Mapping[str, Any]], grid: tuple[int, in
     for item in batch:
         if "pseudo" not in item:
             raise ValueError("every item of a training batch must hold 'pseudo' labels; PseudoLabelHook adds them")
-        labels: PseudoMasks = getattr(item["pseudo"], kind)
+        labels = PseudoMasks(*(value.to(device, non_blocking=True) for value in getattr(item["pseudo"], kind)))
         for box, flip in zip(item["boxes"], item["flips"].tolist(), strict=True):
             cropped = crop_masks(labels.masks, box, flip, grid)
             seen = cropped.flatten(1).any(dim=1)

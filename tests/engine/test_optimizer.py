@@ -63,4 +63,20 @@ def test_the_norm_of_all_gradients_together_is_clipped():
     first.grad, second.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
     optimizer.step()
     torch.testing.assert_close(torch.cat([first.grad, second.grad]), torch.tensor([0.3, 0.0, 0.0, 0.4, 0.0]))
-    assert with_full_model_clipping(torch.optim.AdamW, 0.0) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run(max_norm):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = with_full_model_clipping(torch.optim.AdamW, max_norm)([parameter], lr=0.1)
+    parameter.grad = torch.tensor([float("inf"), 1.0, 1.0])
+    with pytest.raises(FloatingPointError, match="gradient norm = inf; stopped before the optimizer step"):
+        optimizer.step()
+    assert torch.equal(parameter, torch.ones(3))
+
+
+def test_no_clipping_leaves_gradients_alone():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([30.0, 40.0])
+    with_full_model_clipping(torch.optim.AdamW, 0.0)([parameter], lr=0.1).step()
+    assert parameter.grad.tolist() == [30.0, 40.0]
