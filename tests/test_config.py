@@ -18,8 +18,9 @@ def test_every_recipe_loads_and_says_what_it_is_for(path):
     assert header
     if path.name not in ("base.yaml", "tiny.yaml"):
         text = "\n".join(header)
-        for part in ("Purpose:", "Command:", "Time:", "Expected:"):
+        for part in ("Purpose:", "Command:", "Time:", "emory", "Expected:"):
             assert part in text, f"{path.name} lacks {part}"
+        assert "@@" not in text
 
 
 def test_every_key_is_read_somewhere(repository):
