@@ -83,6 +83,7 @@ def predict_from_labels(
     features: Tensor,
     classify: Callable[[Tensor], Tensor],
     *,
+    top_k: int,
     image_size: tuple[int, int],
     output_size: tuple[int, int],
 ) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def predict_from_labels(
         labels: on the stride-4 grid of the picture.
         features: ``(d, h, w)`` the map they came from.
         classify: pseudo-class of every embedding.
+        top_k: at most this many instances.
         image_size: rows and columns of the network's input that hold the picture.
         output_size: the original picture's size.
     """
@@ -105,18 +107,18 @@ def predict_from_labels(
     flat = instance.masks.flatten(1).float()
     cohesion = ((flat @ tokens.T) / flat.sum(dim=1, keepdim=True) * instance.embeddings).sum(dim=1).clamp(0.0, 1.0)
     scores = (instance.level + cohesion) / (instance.level.amax() + 1 if len(cohesion) else 1)
-    masks = _to_pixels(instance.masks, image_size, output_size)
     classes = classify(instance.embeddings)
 
-    label_map = torch.full(output_size, -1, dtype=torch.int64, device=features.device)
-    for mask, label in zip(
-        _to_pixels(semantic.masks, image_size, output_size), classify(semantic.embeddings), strict=True
-    ):
-        label_map = torch.where(mask, label, label_map)  # fine to coarse: the coarsest stays
+    # painted on the grid, fine to coarse, so that memory does not grow with masks times pixels
+    label_grid = torch.full(features.shape[-2:], -1, dtype=torch.int64, device=features.device)
+    for mask, label in zip(semantic.masks, classify(semantic.embeddings), strict=True):
+        label_grid = torch.where(mask, label, label_grid)
+    panoptic_grid = torch.zeros(features.shape[-2:], dtype=torch.int32, device=features.device)
+    for i, mask in enumerate(instance.masks):
+        panoptic_grid[mask] = i + 1
+    label_map = _to_pixels(label_grid, image_size, output_size)
+    panoptic_map = _to_pixels(panoptic_grid, image_size, output_size)
 
-    panoptic_map = torch.zeros(output_size, dtype=torch.int32, device=features.device)
-    for i, mask in enumerate(masks):
-        panoptic_map[mask] = i + 1
     segments = []
     border = torch.cat([panoptic_map[0], panoptic_map[-1], panoptic_map[:, 0], panoptic_map[:, -1]])
     for i in panoptic_map.unique().tolist():
@@ -130,20 +132,22 @@ def predict_from_labels(
                     "area": int((panoptic_map == i).sum()),
                 }
             )
+    best = scores.argsort(descending=True, stable=True)[:top_k]
+    masks = _to_pixels(instance.masks[best], image_size, output_size)
     return {
-        "instances": _to_instances(output_size, masks, scores, classes, mask_boxes(masks)),
+        "instances": _to_instances(output_size, masks, scores[best], classes[best], mask_boxes(masks)),
         "sem_seg_labels": label_map,
         "panoptic_seg": (panoptic_map, segments),
     }
 
 
-def _to_pixels(masks: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
-    """Stride-4 masks at the original picture's pixels, nearest cell."""
-    rows = (torch.arange(output_size[0], device=masks.device) + 0.5) * (image_size[0] / output_size[0] / 4)
-    columns = (torch.arange(output_size[1], device=masks.device) + 0.5) * (image_size[1] / output_size[1] / 4)
-    rows = rows.long().clamp(max=masks.shape[-2] - 1)
-    columns = columns.long().clamp(max=masks.shape[-1] - 1)
-    return masks[:, rows][:, :, columns]
+def _to_pixels(maps: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
+    """Stride-4 maps ``(..., h, w)`` at the original picture's pixels, nearest cell."""
+    rows = (torch.arange(output_size[0], device=maps.device) + 0.5) * (image_size[0] / output_size[0] / 4)
+    columns = (torch.arange(output_size[1], device=maps.device) + 0.5) * (image_size[1] / output_size[1] / 4)
+    rows = rows.long().clamp(max=maps.shape[-2] - 1)
+    columns = columns.long().clamp(max=maps.shape[-1] - 1)
+    return maps[..., rows[:, None], columns]
 
 
 def _to_instances(size: tuple[int, int], masks: Tensor, scores: Tensor, classes: Tensor, boxes: Tensor) -> Instances:

@@ -270,6 +270,7 @@ class S2UniSeg(nn.Module):
                     picture_labels,
                     picture_features,
                     lambda embeddings: (self.teacher_head(embeddings) - self.center.center).argmax(dim=-1),
+                    top_k=self.prediction.top_k,
                     image_size=image_size,
                     output_size=size,
                 )

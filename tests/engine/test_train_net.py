@@ -170,6 +170,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(repository, pictur
     last = result.stderr.strip().splitlines()[-1]
     assert "iteration 0: loss_query_sd = inf" in last
     assert "stopped before the optimizer step; last good checkpoint: none yet" in last
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_pictures_that_cannot_be_read_are_counted_and_stop_the_run_in_one_sentence(repository, tmp_path):
+    folder = write_pictures(tmp_path / "pictures", count=1)
+    for i in range(4):
+        (folder / f"bad{i}.png").write_bytes(b"no picture" * i)
+    words = tiny_words(DATASETS__TRAIN=f"('folder:{folder}',)", OUTPUT_DIR=tmp_path / "out", INPUT__MAX_UNREADABLE=2)
+    result = command(repository, *words, "SOLVER.MAX_ITER", 20, check=False)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert "3 pictures could not be read, more than INPUT.MAX_UNREADABLE = 2 allows" in last
+    assert "skipped (1 of at most 2 in this process)" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_an_evaluation_leaves_the_record_of_its_run_alone(repository, trained):
+    words, output, _ = trained
+    before = (output / "config.yaml").read_text()
+    command(repository, "--eval-only", *words, "MODEL.WEIGHTS", output / "model_final.pth", "TEST.PICTURES", 0)
+    assert (output / "config.yaml").read_text() == before
+    assert (output / "eval" / "metrics.json").is_file()
 
 
 def test_a_second_run_does_not_overwrite_the_first(repository, trained):

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import torch
+
+from s2uniseg_d2.core.structures import PseudoLabels, PseudoMasks
+from s2uniseg_d2.modeling.prediction import predict_from_labels
+
+
+def labels():
+    """A left and a right half at level 0, a small square in the left one at level 1, on a 4 x 4 grid."""
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0, :, :2] = masks[1, :, 2:] = masks[2, 1:3, 1:2] = True
+    embeddings = torch.eye(3)
+    return PseudoMasks(masks, embeddings, torch.tensor([0, 0, 1]))
+
+
+def predict(instance, semantic, top_k=100):
+    features = torch.ones(3, 4, 4)
+    features[0, :, 2:] = 0.1
+    return predict_from_labels(
+        PseudoLabels(instance, semantic),
+        features,
+        lambda embeddings: embeddings.argmax(dim=1) + 5,
+        top_k=top_k,
+        image_size=(16, 16),
+        output_size=(32, 24),
+    )
+
+
+def test_masks_become_ranked_instances_at_the_pictures_size():
+    result = predict(labels(), labels())["instances"]
+    assert tuple(result.pred_masks.shape) == (3, 32, 24)
+    assert result.pred_classes.tolist() == [7, 6, 5] or result.pred_classes.tolist() == [7, 5, 6]
+    assert result.scores[0] > 0.5 >= result.scores[1] >= result.scores[2]
+    left = result.pred_masks[result.pred_classes.tolist().index(5)]
+    assert left[:, :12].all()
+    assert not left[:, 12:].any()
+    box = result.pred_boxes.tensor[result.pred_classes.tolist().index(5)]
+    assert box.tolist() == [0.0, 0.0, 12.0, 32.0]
+
+
+def test_the_best_are_kept():
+    result = predict(labels(), labels(), top_k=1)["instances"]
+    assert result.pred_classes.tolist() == [7]
+
+
+def test_coarse_masks_lie_over_fine_ones_and_every_segment_is_described():
+    result = predict(labels(), labels())
+    panoptic_map, segments = result["panoptic_seg"]
+    assert {segment["id"]: segment["area"] for segment in segments} == {
+        i: int((panoptic_map == i).sum()) for i in (1, 2, 3)
+    }
+    assert {segment["category_id"]: segment["isthing"] for segment in segments} == {5: False, 6: False, 7: True}
+    assert result["sem_seg_labels"].unique().tolist() == [5, 6, 7]
+    assert (result["sem_seg_labels"] == 7).sum() == (panoptic_map == 3).sum()
+
+
+def test_no_masks_give_an_empty_result():
+    none = PseudoMasks(torch.zeros(0, 4, 4, dtype=torch.bool), torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+    result = predict(none, none)
+    assert len(result["instances"]) == 0
+    assert (result["sem_seg_labels"] == -1).all()
+    assert result["panoptic_seg"][1] == []
+    assert not result["panoptic_seg"][0].any()
