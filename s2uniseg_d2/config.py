@@ -143,8 +143,6 @@ def _add_schedule(cfg: CfgNode) -> None:
     cfg.SOLVER.VIT_LR_FACTOR = 0.1  # of the ViT's parameters; adapter, decoder and heads take BASE_LR
     cfg.SOLVER.FULL_MODEL_CLIP_NORM = 0.01  # gradient norm of all parameters together; 0 is off
     cfg.SOLVER.AMP.ENABLED = True  # switched off on the CPU
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     cfg.SEED = 0
     cfg.VIS_PERIOD = 5000  # iterations between pictures of views and pseudo-masks; 0 is off
     cfg.TEST.DETECTIONS_PER_IMAGE = 100

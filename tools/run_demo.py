@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             results[row].append(_evaluate(folder, weights, predictor, data))
     _say("4/4  pictures")
     panel = output / "panel.png"
-    _draw_panel(panel, output / f"seed_{args.seeds[0]}", data)
+    _copy_panel(panel, output / f"seed_{args.seeds[0]}")
     table = format_table(results)
     (output / "results.json").write_text(json.dumps({"seeds": args.seeds, "results": results}, indent=1))
     (output / "table.txt").write_text(table + "\n")
@@ -121,9 +121,11 @@ def _evaluate(folder: Path, weights: str, predictor: str, overrides: list[str]) 
     return figures
 
 
-def _draw_panel(path: Path, folder: Path, overrides: list[str]) -> None:
+def _copy_panel(path: Path, folder: Path) -> None:
     """The panel that the last evaluation of the trained student drew, under a name of its own."""
     drawn = sorted((folder / "eval_model_final_decoder" / "pictures").glob("*.png"))
+    if not drawn:
+        raise SystemExit("no panel was drawn: TEST.PICTURES must be at least 1")
     path.write_bytes(drawn[0].read_bytes())
 
 

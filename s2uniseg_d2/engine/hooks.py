@@ -75,6 +75,7 @@ class PseudoLabelHook(HookBase):
 
     def __init__(self, autocast_dtype: torch.dtype | None = None) -> None:
         self.autocast_dtype = autocast_dtype
+        self._loader: Iterable[Batch] | None = None
 
     def before_train(self) -> None:
         """Wrap the loader."""
@@ -83,7 +84,9 @@ class PseudoLabelHook(HookBase):
 
     def after_train(self) -> None:
         """Put the loader back, from under whatever other hooks have wrapped around it since."""
-        self.trainer.data_loader = self._loader
+        # Detectron2 calls this also when another hook failed before the loader was wrapped
+        if self._loader is not None:
+            self.trainer.data_loader = self._loader
 
 
 class TeacherMomentumHook(HookBase):

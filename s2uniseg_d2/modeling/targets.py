@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from s2uniseg_d2.core.ops.masks import crop_masks
+from s2uniseg_d2.core.ops.masks import crop_masks, nonempty
 from s2uniseg_d2.core.structures import Match, PseudoMasks
 
 
@@ -54,7 +54,7 @@ def crop_labels_to_views(
         labels = PseudoMasks(*(value.to(device, non_blocking=True) for value in getattr(item["pseudo"], kind)))
         for box, flip in zip(item["boxes"], item["flips"].tolist(), strict=True):
             cropped = crop_masks(labels.masks, box, flip, grid)
-            seen = cropped.flatten(1).any(dim=1)
+            seen = nonempty(cropped)
             masks.append(cropped[seen])
             embeddings.append(labels.embeddings[seen])
     return ViewTargets(masks, embeddings)

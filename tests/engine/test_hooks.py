@@ -43,6 +43,12 @@ def test_the_loader_is_wrapped_for_training_and_put_back(model):
     assert hook.trainer.data_loader is loader
 
 
+def test_a_hook_that_never_wrapped_leaves_the_loader_alone(model):
+    hook = attach(PseudoLabelHook(), model=model, data_loader="theirs")
+    hook.after_train()
+    assert hook.trainer.data_loader == "theirs"
+
+
 def test_offline_labels_pass_as_they_are(model):
     batch = random_batch()
     batch[0]["pseudo"] = marker = object()
