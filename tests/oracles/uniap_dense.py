@@ -25,11 +25,11 @@ class DenseResult(NamedTuple):
     semantic: list[DenseMask]
 
 
-def _similarity(V, M, A, omega_f, omega_s):
+def _similarity(V, M, A, shares, omega_f, omega_s):
     """Eq. 1 to 3 for every pair of nodes."""
     feature = V @ V.T
     affinity = (M @ A) / M.sum(1, keepdims=True)
-    spatial = np.stack([1 - np.abs(row - affinity).mean(1) for row in affinity])
+    spatial = np.stack([1 - np.abs(row - affinity) @ shares for row in affinity])
     return omega_f * feature + omega_s * spatial
 
 
@@ -46,13 +46,13 @@ def _grow_groups(adjacent):
     return (firsts[:, None] == np.unique(firsts)[None, :]).astype(float)
 
 
-def _vote(M, A, F, sigma, affinity):
-    """Eq. 5 for every node."""
+def _vote(M, A, F, shares, sigma, affinity):
+    """Eq. 5 for every node: F are the voters, A = tokens x voters, shares the part of the picture of each voter."""
     logits = M @ A
     if affinity == "mean":
         logits = logits / M.sum(1, keepdims=True)
     logits = logits / sigma
-    weights = np.exp(logits - logits.max(1, keepdims=True))
+    weights = shares * np.exp(logits - logits.max(1, keepdims=True))
     V = (weights / weights.sum(1, keepdims=True)) @ F
     length = np.linalg.norm(V, axis=1, keepdims=True)
     return np.where(length > TIE, V / np.maximum(length, TIE), 0)
@@ -69,6 +69,13 @@ def _grid(h, w):
     return E
 
 
+def _squares(h, w, side):
+    """0/1 matrix (squares, h * w) of the squares of side x side tokens."""
+    rows, columns = np.divmod(np.arange(h * w), w)
+    names = (rows // side) * w + columns // side
+    return (np.unique(names)[:, None] == names).astype(float)
+
+
 def _collect(found, M, V, level, min_tokens, drop_whole):
     for mask, vector in zip(M.astype(bool), V, strict=True):
         if mask.sum() < min_tokens or (drop_whole and mask.all()):
@@ -77,14 +84,14 @@ def _collect(found, M, V, level, min_tokens, drop_whole):
             found.append(DenseMask(mask, vector, level))
 
 
-def _semantic(M, V, A, F, tau, config):
+def _semantic(M, V, A, F, shares, tau, config):
     big = M.sum(1) >= config.min_tokens
     M, V = M[big], V[big]
     if not len(M):
         return M, V
-    similar = _similarity(V, M, A, config.omega_f, config.omega_s) >= tau - TIE
+    similar = _similarity(V, M, A, shares, config.omega_f, config.omega_s) >= tau - TIE
     M = _grow_groups(similar).T @ M
-    return M, _vote(M, A, F, config.sigma, config.region_affinity)
+    return M, _vote(M, A, F, shares, config.sigma, config.region_affinity)
 
 
 def pool_densely(features: np.ndarray, config) -> DenseResult:
@@ -92,22 +99,25 @@ def pool_densely(features: np.ndarray, config) -> DenseResult:
     d, h, w = features.shape
     F = features.reshape(d, h * w).T.astype(np.float64)
     F = F / np.linalg.norm(F, axis=1, keepdims=True)
-    A = F @ F.T
     V, M, E = F, np.eye(h * w), _grid(h, w)
+    squares = _squares(h, w, config.voter_pool)
+    shares = squares.sum(1) / (h * w)
+    F = squares @ F / squares.sum(1, keepdims=True)
+    A = V @ F.T
     partitions, instance, semantic = [], [], []
     for level, tau in enumerate(config.taus):
         while True:
-            similar = E & (_similarity(V, M, A, config.omega_f, config.omega_s) >= tau - TIE)
+            similar = E & (_similarity(V, M, A, shares, config.omega_f, config.omega_s) >= tau - TIE)
             omega = _grow_groups(similar)
             M = omega.T @ M
             E = (omega.T @ E @ omega) > 0
             np.fill_diagonal(E, False)
-            V = _vote(M, A, F, config.sigma, config.region_affinity)
+            V = _vote(M, A, F, shares, config.sigma, config.region_affinity)
             if not config.until_stable or omega.shape[0] == omega.shape[1]:
                 break
         partitions.append(M.argmax(0).reshape(h, w))
         _collect(instance, M, V, level, config.min_tokens, config.drop_whole)
-        _collect(semantic, *_semantic(M, V, A, F, tau, config), level, config.min_tokens, config.drop_whole)
+        _collect(semantic, *_semantic(M, V, A, F, shares, tau, config), level, config.min_tokens, config.drop_whole)
     return DenseResult(
         np.stack(partitions),
         [m._replace(mask=m.mask.reshape(h, w)) for m in instance],

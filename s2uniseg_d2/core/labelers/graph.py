@@ -20,12 +20,21 @@ class TokenGraph(NamedTuple):
         first_tokens: ``(s,)`` int64 flat index of a token of each node.
         sizes: ``(s,)`` int64 tokens per node.
         edges: ``(2, e)`` int64, each pair of directly adjacent nodes once.
+        grid: rows and columns of the nodes, which are numbered row by row.
+        side: tokens along a side of a node.
     """
 
     node_of_token: Tensor
     first_tokens: Tensor
     sizes: Tensor
     edges: Tensor
+    grid: tuple[int, int]
+    side: int
+
+    def select_nodes(self, tokens: Tensor) -> Tensor:
+        """Return the features ``(d, s)`` of the nodes from the map ``(d, rows, columns)``."""
+        flat = tokens.flatten(1)
+        return flat if flat.shape[1] == self.sizes.numel() else flat[:, self.first_tokens]
 
 
 def build_token_graph(tokens: Tensor) -> TokenGraph:
@@ -37,7 +46,7 @@ def build_token_graph(tokens: Tensor) -> TokenGraph:
     Args:
         tokens: ``(d, rows, columns)`` map, at least one token.
     """
-    side = next((k for k in BLOCK_SIDES if _is_block_constant(tokens, k)), 1)
+    side = block_side(tokens)
     rows, columns = tokens.shape[1:]
     device = tokens.device
     block_rows, block_columns = -(-rows // side), -(-columns // side)
@@ -55,6 +64,8 @@ def build_token_graph(tokens: Tensor) -> TokenGraph:
         anchors.flatten(),
         sizes.flatten(),
         torch.cat([right, down], dim=1),
+        (block_rows, block_columns),
+        side,
     )
 
 
@@ -76,6 +87,11 @@ def contract_edges(edges: Tensor, labels: Tensor, count: int) -> Tensor:
     low, high = ends.min(dim=0).values, ends.max(dim=0).values
     keys = torch.unique((low * count + high)[low != high])
     return torch.stack([keys // max(count, 1), keys % max(count, 1)])
+
+
+def block_side(tokens: Tensor) -> int:
+    """Return the side of the largest blocks (BLOCK_SIDES) on which the map ``(d, rows, columns)`` is constant, or 1."""
+    return next((k for k in BLOCK_SIDES if _is_block_constant(tokens, k)), 1)
 
 
 def _is_block_constant(tokens: Tensor, side: int) -> bool:

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from s2uniseg_d2.core.labelers.rounding import UNIT
-from s2uniseg_d2.core.labelers.voters import Voters
+from s2uniseg_d2.core.labelers.voters import ROW_CHUNK, Voters, sum_rows
 
 # A float32 vote that is certified no better than this is repeated in float64.
 WORST_ERROR = 1e-2
-# Tokens summed at a time, in float64.
-SUM_CHUNK = 1024
 
 
 class Supernodes(NamedTuple):
@@ -21,13 +19,15 @@ class Supernodes(NamedTuple):
 
     Attributes:
         sizes: ``(s,)`` int64 tokens per region.
-        sums: ``(s, d)`` float64 R = M F; None before the first layer, where R and U follow from the voters.
+        members: ``(t,)`` int64 region of every token (or block of equal ones), -1 for none.
+        sums: ``(s, d)`` float64 R = M F, rounded as :func:`sum_rows` does; None before the first layer.
         means: ``(s, d)`` float32 U = R / size, rounded.
         features: ``(s, d)`` float32 V.
         errors: ``(s,)`` float64 bound on the Euclidean error of each row of ``features``.
     """
 
     sizes: Tensor
+    members: Tensor
     sums: Tensor | None
     means: Tensor
     features: Tensor
@@ -41,10 +41,12 @@ class Region(NamedTuple):
     affinity: str
 
 
-def place_tokens(voters: Voters, sizes: Tensor) -> Supernodes:
-    """Return the nodes before the first layer: V = U = F, one node per voter."""
-    errors = torch.full_like(sizes, 2 * UNIT, dtype=torch.float64)
-    return Supernodes(sizes, None, voters.rows, voters.rows, errors)
+def place_tokens(voters: Voters) -> Supernodes:
+    """Return the nodes before the first layer: V = U = F, one node per token."""
+    tokens = voters.tokens
+    errors = torch.full_like(tokens.weights, 4 * UNIT)
+    members = torch.arange(len(tokens), device=tokens.rows.device)
+    return Supernodes(tokens.sizes, members, None, tokens.rows, tokens.rows, errors)
 
 
 def merge(nodes: Supernodes, labels: Tensor, count: int, voters: Voters, region: Region) -> Supernodes:
@@ -57,17 +59,16 @@ def merge(nodes: Supernodes, labels: Tensor, count: int, voters: Voters, region:
         nodes: s nodes.
         labels: ``(s,)`` int64 group of each node in [0, count), no group empty.
         count: number of groups.
-        voters: the picture's tokens.
+        voters: of the picture.
         region: how Eq. 5 is read.
     """
     d = voters.width
-    sums = torch.zeros(count, d, dtype=torch.float64, device=labels.device)
     if nodes.sums is None:
-        for start in range(0, labels.numel(), SUM_CHUNK):
-            part = slice(start, start + SUM_CHUNK)
-            sums.index_add_(0, labels[part], voters.exact(part) * nodes.sizes[part, None])
+        whole = bool((nodes.sizes == 1).all())
+        rows = voters.tokens.rows
+        sums = sum_rows(rows if whole else rows * nodes.sizes[:, None], labels, count)
     else:
-        sums.index_add_(0, labels, nodes.sums)
+        sums = torch.zeros(count, d, dtype=torch.float64, device=labels.device).index_add_(0, labels, nodes.sums)
     sizes = torch.zeros(count, dtype=torch.int64, device=labels.device).index_add_(0, labels, nodes.sizes)
     means = (sums / sizes[:, None]).float()
     features = torch.empty(count, d, dtype=torch.float32, device=labels.device)
@@ -78,37 +79,70 @@ def merge(nodes: Supernodes, labels: Tensor, count: int, voters: Voters, region:
         kept = ~changed[labels]
         features[labels[kept]], errors[labels[kept]] = nodes.features[kept], nodes.errors[kept]
     index = changed.nonzero()[:, 0]
-    features[index], errors[index] = _elect(sums[index], sizes[index], voters, region)
-    return Supernodes(sizes, sums, means, features, errors)
+    members = torch.cat([labels, labels.new_tensor([-1])])[nodes.members]
+    merged = Supernodes(sizes, members, sums, means, features, errors)
+    _elect(merged, index, voters, region)
+    return merged
 
 
 def select(nodes: Supernodes, index: Tensor) -> Supernodes:
     """Return the chosen nodes of a layer after the first merge."""
-    return Supernodes(*(None if values is None else values[index] for values in nodes))  # type: ignore[arg-type]
+    assert nodes.sums is not None
+    rows = (values[index] for values in (nodes.sums, nodes.means, nodes.features, nodes.errors))
+    return Supernodes(nodes.sizes[index], _renumber(nodes, index), *rows)
+
+
+def refine(nodes: Supernodes, index: Tensor, voters: Voters, region: Region) -> None:
+    """Compute V of the chosen nodes anew, in place, with far smaller errors; not before the first layer."""
+    features, errors = voters.elect(_exact_queries(nodes, index, voters, region), exact=False)
+    nodes.features[index], nodes.errors[index] = features.float(), errors + 2 * UNIT
 
 
 def exact_means(nodes: Supernodes, index: Tensor, voters: Voters) -> Tensor:
     """Return U of the chosen nodes in float64."""
-    return voters.exact(index) if nodes.sums is None else nodes.sums[index] / nodes.sizes[index, None]
+    if nodes.sums is None:
+        return voters.tokens.exact(index)
+    return _exact_sums(nodes, index, voters) / nodes.sizes[index, None]
 
 
 def exact_features(nodes: Supernodes, index: Tensor, voters: Voters, region: Region) -> Tensor:
     """Return V of the chosen nodes in float64."""
     if nodes.sums is None:
-        return voters.exact(index)
-    return voters.elect(_queries(nodes.sums[index], nodes.sizes[index], region))[0]
+        return voters.tokens.exact(index)
+    return voters.elect(_exact_queries(nodes, index, voters, region))[0]
+
+
+def _exact_sums(nodes: Supernodes, index: Tensor, voters: Voters) -> Tensor:
+    number_of_token = _renumber(nodes, index)
+    sums = torch.zeros(index.numel(), voters.width, dtype=torch.float64, device=index.device)
+    for part in torch.split((number_of_token >= 0).nonzero()[:, 0], ROW_CHUNK):
+        sums.index_add_(0, number_of_token[part], voters.tokens.exact(part) * voters.tokens.sizes[part, None])
+    return sums
+
+
+def _exact_queries(nodes: Supernodes, index: Tensor, voters: Voters, region: Region) -> Tensor:
+    return _queries(_exact_sums(nodes, index, voters), nodes.sizes[index], region)
+
+
+def _renumber(nodes: Supernodes, index: Tensor) -> Tensor:
+    """The members by place in ``index``, -1 for those of other nodes."""
+    number = torch.full((nodes.sizes.numel() + 1,), -1, device=index.device)  # the last is for tokens of no node
+    number[index] = torch.arange(index.numel(), device=index.device)
+    return number[nodes.members]
 
 
 def _queries(sums: Tensor, sizes: Tensor, region: Region) -> Tensor:
     return (sums / sizes[:, None] if region.affinity == "mean" else sums) / region.sigma
 
 
-def _elect(sums: Tensor, sizes: Tensor, voters: Voters, region: Region) -> tuple[Tensor, Tensor]:
-    """Eq. 5 in float32, and in float64 where float32 certifies too little."""
-    queries = _queries(sums, sizes, region)
-    features, errors = voters.elect(queries.float())
+def _elect(nodes: Supernodes, index: Tensor, voters: Voters, region: Region) -> None:
+    """Eq. 5 of the chosen nodes, in place: in float32, and in float64 where float32 certifies too little."""
+    assert nodes.sums is not None
+    sizes = nodes.sizes[index]
+    reach = (torch.ones_like(sizes) if region.affinity == "mean" else sizes).double() / region.sigma
+    features, errors = voters.elect(_queries(nodes.sums[index], sizes, region).float(), reach)
     poor = (errors > WORST_ERROR).nonzero()[:, 0]
     if poor.numel():
-        features[poor] = voters.elect(queries[poor])[0].float()
+        features[poor] = exact_features(nodes, index[poor], voters, region).float()
         errors[poor] = 2 * UNIT
-    return features, errors
+    nodes.features[index], nodes.errors[index] = features, errors

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from s2uniseg_d2.core.labelers.batched import BatchNodes, BatchPool, contract, lay_out
 from s2uniseg_d2.core.labelers.emission import MaskCollector
 from s2uniseg_d2.core.labelers.graph import build_token_graph, contract_edges
 from s2uniseg_d2.core.labelers.identify import Identification, Identifier, Weighting
@@ -19,6 +20,13 @@ from s2uniseg_d2.core.labelers.voters import Voters
 from s2uniseg_d2.core.structures import PseudoLabels
 
 REGION_AFFINITIES = ("mean", "sum")
+VOTER_POOLS = (1, 2, 4, 8, 16)
+# The threshold rows of the paper's Table 3: its choice, more layers that cost more, and one that merges too much.
+TAU_PRESETS = {
+    "paper": (0.8, 0.7, 0.6, 0.5, 0.4),
+    "fine": (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
+    "low": (0.5, 0.4, 0.3, 0.2, 0.1),
+}
 
 
 @dataclass(frozen=True)
@@ -26,13 +34,16 @@ class UniAPConfig:
     """Settings of UniAP.
 
     Attributes:
-        taus: threshold τ of every layer, strictly decreasing, in [-1, 1]; their number is the paper's Γ.
+        taus: threshold τ of every layer, strictly decreasing, in [-1, 1]; their number is the paper's Γ. The rows of
+            its Table 3 are in TAU_PRESETS.
         sigma: softmax temperature σ of Eq. 5, above 0.
         omega_f: weight of the feature similarity in Eq. 3, at least 0.
         omega_s: weight of the spatial similarity in Eq. 3, at least 0; both sum to 1.
         min_tokens: smallest mask in tokens, at least 1. The paper is silent on what its φ = 5 counts: read as this.
         region_affinity: "mean" averages the affinities of a region's tokens in Eq. 5, "sum" adds them. Differs from the
             paper: the printed sum makes the softmax nearly an arg-max, against the text, so the mean is the default.
+        voter_pool: 1 lets every token vote in Eq. 2 and Eq. 5, as the paper does. 2, 4, 8 or 16 let the mean of each
+            square of so many tokens a side vote in their place: an approximation, faster by up to the square of it.
         until_stable: repeat each threshold until nothing merges. The paper is silent: one pass per layer.
         max_masks: most masks of each kind per picture, the largest are kept; at least 1. The paper is silent.
         drop_whole: leave out a mask that covers every valid token. The paper is silent.
@@ -41,12 +52,13 @@ class UniAPConfig:
         ValueError: a value is outside its range.
     """
 
-    taus: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5, 0.4)
+    taus: tuple[float, ...] = TAU_PRESETS["paper"]
     sigma: float = 0.07
     omega_f: float = 0.6
     omega_s: float = 0.4
     min_tokens: int = 5
     region_affinity: str = "mean"
+    voter_pool: int = 1
     until_stable: bool = False
     max_masks: int = 1000
     drop_whole: bool = True
@@ -63,6 +75,8 @@ class UniAPConfig:
         for name in ("min_tokens", "max_masks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.voter_pool not in VOTER_POOLS:
+            raise ValueError(f"voter_pool must be one of {VOTER_POOLS}, got {self.voter_pool!r}")
         if self.region_affinity not in REGION_AFFINITIES:
             raise ValueError(f"region_affinity must be one of {REGION_AFFINITIES}, got {self.region_affinity!r}")
 
@@ -107,8 +121,16 @@ class UniAP:
     Autocast and the precision set for matrix products do not matter.
     """
 
-    def __init__(self, config: UniAPConfig | None = None) -> None:
+    def __init__(self, config: UniAPConfig | None = None, batched: bool | None = None) -> None:
+        """Take the settings.
+
+        Args:
+            config: the settings; None takes the paper's.
+            batched: whether :meth:`__call__` works on all pictures at once, in float64 and without questions to the
+                host inside a layer (:mod:`.batched`); None: on CUDA devices. Either way gives the same masks.
+        """
         self.config = config or UniAPConfig()
+        self.batched = batched
 
     def __call__(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[PseudoLabels]:
         """Return the pseudo-masks of every picture.
@@ -128,13 +150,46 @@ class UniAP:
             ValueError: wrong rank or type, NaN, Inf or a zero vector among the valid tokens, or sizes that do not fit.
         """
         labels = []
+        maps = self._valid_maps(features, sizes)
         with full_float32(features.device):
-            for tokens in self._valid_maps(features, sizes):
+            if self.batched if self.batched is not None else features.is_cuda:
+                return self._label_batch(maps, features)
+            for tokens in maps:
                 masks = MaskCollector((features.shape[2], features.shape[3]), self.config)
                 for layer in self.iterate_layers(tokens):
                     masks.add(layer.instance, layer.instance_nodes, layer.semantic, layer.semantic_nodes)
                 labels.append(masks.finish(features.shape[1], features.device))
         return labels
+
+    def _label_batch(self, maps: list[Tensor], features: Tensor) -> list[PseudoLabels]:
+        """The pseudo-masks of all pictures at once."""
+        if not maps:
+            return []
+        grid, config = (features.shape[2], features.shape[3]), self.config
+        nodes, voters, edges, places = lay_out(maps, config.voter_pool)
+        pool = BatchPool(Weighting(config.omega_f, config.omega_s), Region(config.sigma, config.region_affinity))
+        collectors = [MaskCollector(grid, config) for _ in maps]
+        before = torch.tensor([tokens[0].numel() for tokens in maps], device=features.device)
+        for tau in config.taus:
+            active = torch.ones_like(before, dtype=torch.bool)
+            while True:
+                roots = pool.group_edges(nodes, voters, edges, tau)
+                # A picture that is stable stays as it is while others go on.
+                itself = torch.arange(roots.numel(), device=roots.device).view_as(roots)
+                nodes, slot = pool.merge(nodes, voters, torch.where(active[:, None], roots, itself))
+                edges = contract(edges, slot, nodes.sizes.shape[1])
+                active = active & (nodes.counts < before)
+                before = nodes.counts
+                if not config.until_stable or not bool(active.any()):
+                    break
+            large = pool.select(nodes, config.min_tokens)
+            groups, _ = pool.merge(large, voters, pool.group_pairs(large, voters, tau))
+            for image, (masks, place) in enumerate(zip(collectors, places, strict=True)):
+                masks.add(
+                    *_picture_layer(nodes, image, place),
+                    *_picture_layer(groups, image, place),
+                )
+        return [masks.finish(features.shape[1], features.device) for masks in collectors]
 
     def partitions(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """Return the instance partition after every layer.
@@ -166,21 +221,24 @@ class UniAP:
             semantic: whether to do semantic pooling; without it nothing takes part.
         """
         graph = build_token_graph(tokens)
-        voters = Voters(tokens.flatten(1)[:, graph.first_tokens], graph.sizes)
+        voters = Voters(graph.select_nodes(tokens), graph.sizes, graph.grid)
+        if self.config.voter_pool > graph.side:
+            voters = voters.pool(self.config.voter_pool // graph.side)
         region = Region(self.config.sigma, self.config.region_affinity)
         identifier = Identifier(voters, Weighting(self.config.omega_f, self.config.omega_s), region)
-        nodes, edges, assignment = place_tokens(voters, graph.sizes), graph.edges, graph.node_of_token
+        nodes, edges = place_tokens(voters), graph.edges
+        before = graph.node_of_token.numel()  # that equal tokens of a block are one node already is a merge as well
         for tau in self.config.taus:
             steps = []
             while True:
                 steps.append(identifier.group_edges(nodes, edges, tau))
-                labels, before = steps[-1].labels, nodes.sizes.numel()
+                labels = steps[-1].labels
                 count = int(labels.max()) + 1
                 nodes = merge(nodes, labels, count, voters, region)
                 edges = contract_edges(edges, labels, count)
-                assignment = labels[assignment]
                 if not self.config.until_stable or count == before:
                     break
+                before = count
             chosen = (nodes.sizes >= self.config.min_tokens).nonzero()[:, 0] if semantic else labels[:0]
             large = select(nodes, chosen)
             steps.append(identifier.group_pairs(large, tau))
@@ -188,6 +246,7 @@ class UniAP:
             merged = merge(large, groups, int(groups.max()) + 1 if groups.numel() else 0, voters, region)
             group_of_node = torch.full_like(nodes.sizes, -1)
             group_of_node[chosen] = groups
+            assignment = nodes.members[graph.node_of_token]
             yield Layer(assignment, group_of_node[assignment], nodes, merged, tuple(steps))
 
     def _valid_maps(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None) -> list[Tensor]:
@@ -209,6 +268,15 @@ class UniAP:
             _check_tokens(tokens, image)
             maps.append(tokens)
         return maps
+
+
+def _picture_layer(nodes: BatchNodes, image: int, place: Tensor) -> tuple[Tensor, Supernodes]:
+    """The node of each token of one picture, and the nodes."""
+    count = int(nodes.counts[image])
+    sizes, members = nodes.sizes[image, :count], nodes.members[image]
+    features = nodes.features[image, :count].float()
+    errors = torch.zeros_like(sizes, dtype=torch.float64)
+    return members[place], Supernodes(sizes, members, None, features, features, errors)
 
 
 def _check_tokens(tokens: Tensor, image: int) -> None:

@@ -6,6 +6,7 @@ Axes: k voters, d feature width, n queries.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +23,23 @@ VOTER_CHUNK = 2048
 QUERY_CHUNK = 512
 # Directions of the coarse bounds.
 COARSE_RANK = 16
-# Exact rows are kept for the next layer up to this size, about 180 x 180 tokens of width 768, and made anew beyond.
-EXACT_BYTES = 200 * 2**20
+# Groups of neighbouring voters whose means bound Eq. 2 from below, about.
+GROUPS = 256
+# Rows that float32 adds up before float64 takes over.
+SHORT_SUM = 16
+# Parts of a float32 sum of products, added up afterwards: the fewer terms in a row, the smaller the certain error.
+PARTS = 4
+# Units by which a row may be off in norm.
+ROW_ERROR = 3
+# Units by which rows and means of rows may be off in norm: rounding, and the sum of SHORT_SUM rows.
+VECTOR_ERROR = SHORT_SUM + 6
+
+
+class VoterGroups(NamedTuple):
+    """Means of groups of voters: ``(g, d)`` float32, and the groups' shares of the picture ``(g,)`` float32."""
+
+    means: Tensor
+    weights: Tensor
 
 
 def normalise_rows(rows: Tensor) -> Tensor:
@@ -32,30 +48,103 @@ def normalise_rows(rows: Tensor) -> Tensor:
     return torch.where(length > SHORTEST, rows / length.clamp_min(SHORTEST), torch.zeros_like(rows))
 
 
+def sum_rows(rows: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Return the ``(count, d)`` float64 sums of float32 rows by label; SHORT_SUM of them at a time in float32.
+
+    Args:
+        rows: ``(k, d)`` float32.
+        labels: ``(k,)`` int64 in [0, count).
+        count: number of sums.
+    """
+    order = labels.argsort(stable=True)
+    ordered = labels[order]
+    counts = torch.bincount(labels, minlength=count)
+    rank = torch.arange(labels.numel(), device=labels.device) - (counts.cumsum(0) - counts)[ordered]
+    first = rank % SHORT_SUM == 0
+    part = torch.empty_like(labels)
+    part[order] = first.cumsum(0) - 1
+    owners = ordered[first]
+    partial = rows.new_zeros(owners.numel(), rows.shape[1]).index_add_(0, part, rows)
+    sums = torch.zeros(count, rows.shape[1], dtype=torch.float64, device=rows.device)
+    for start in range(0, owners.numel(), ROW_CHUNK):
+        chunk = slice(start, start + ROW_CHUNK)
+        sums.index_add_(0, owners[chunk], partial[chunk].double())
+    return sums
+
+
 class Voters:
     """L2-normalised features F of one picture, each with the number of tokens that share it.
 
     Attributes:
-        rows: ``(k, d)`` float32, F rounded (relative error 2^-24 per entry).
+        rows: ``(k, d)`` float32, F within ROW_ERROR units of rounding.
+        sizes: ``(k,)`` int64 tokens that each voter stands for.
         weights: ``(k,)`` float64 share of the picture's tokens, sums to 1.
+        tokens: the tokens that vote, or whose means vote (:meth:`pool`); themselves unless they are pooled.
+        rounding: bound on the error of an inner product, in float32, of two vectors no longer than 1 that are rows,
+            means of rows or differences of such.
     """
 
-    def __init__(self, raw: Tensor, sizes: Tensor) -> None:
+    def __init__(self, raw: Tensor, sizes: Tensor, grid: tuple[int, int] | None = None) -> None:
         """Normalise the features.
 
         Args:
             raw: ``(d, k)`` features before normalisation, finite, no zero column.
             sizes: ``(k,)`` int64 tokens that each voter stands for.
+            grid: rows and columns, if the voters are a grid in row-major order; groups of neighbours follow it.
         """
         d, k = raw.shape
-        self._raw = raw
-        self.weights = sizes.double() / sizes.sum()
-        self._weights32 = self.weights.float()
+        self._set(raw, sizes, grid or (1, k))
         self._inverse_norms = torch.empty(k, dtype=torch.float64, device=raw.device)
         self.rows = torch.empty(k, d, dtype=torch.float32, device=raw.device)
-        for start in range(0, k, ROW_CHUNK):
-            part = slice(start, start + ROW_CHUNK)
-            exact = raw[:, part].t().double()
+        if raw.dtype == torch.float64:
+            self._normalise_doubles()
+        else:
+            self.rows.copy_(raw.t())
+            for part in _slices(k, ROW_CHUNK):
+                exact = self.rows[part].double()
+                self._inverse_norms[part] = torch.einsum("kd,kd->k", exact, exact).rsqrt()
+                self.rows[part] = exact.mul_(self._inverse_norms[part, None])
+
+    def _set(self, raw: Tensor, sizes: Tensor, grid: tuple[int, int]) -> None:
+        self.tokens = self
+        self.sizes = sizes
+        self.weights = sizes.double() / sizes.sum()
+        self.rounding = gamma(raw.shape[0] + 2 * VECTOR_ERROR + 4)
+        self._raw = raw
+        self._grid = grid
+        self._weights32 = self.weights.float()
+
+    def pool(self, side: int) -> Voters:
+        """Return voters that are the means of squares of ``side x side`` tokens of the grid, not normalised again.
+
+        An approximation that is not in the paper: Eq. 2 and Eq. 5 cost ``side²`` times less. Means of tokens that
+        disagree are short, so that they have less say.
+        """
+        labels, grid = self._square_groups(side)
+        count = grid[0] * grid[1]
+        sums = torch.zeros(count, self.width, dtype=torch.float64, device=self.rows.device)
+        sizes = torch.zeros(count, dtype=torch.int64, device=self.rows.device).index_add_(0, labels, self.sizes)
+        for part in _slices(len(self), ROW_CHUNK):
+            sums.index_add_(0, labels[part], self.exact(part) * self.sizes[part, None])
+        means = sums / sizes[:, None]
+        pooled = Voters.__new__(Voters)
+        pooled._set(means.T, sizes, grid)
+        pooled.tokens = self
+        pooled.rows = means.float()
+        pooled._inverse_norms = torch.ones(count, dtype=torch.float64, device=self.rows.device)
+        return pooled
+
+    def _square_groups(self, side: int) -> tuple[Tensor, tuple[int, int]]:
+        """The square of each voter, in row-major order, and the squares' rows and columns."""
+        rows, columns = self._grid
+        row = torch.arange(rows, device=self.rows.device) // side
+        column = torch.arange(columns, device=self.rows.device) // side
+        grid = (-(-rows // side), -(-columns // side))
+        return (row[:, None] * grid[1] + column).flatten(), grid
+
+    def _normalise_doubles(self) -> None:
+        for part in _slices(len(self), ROW_CHUNK):
+            exact = self._raw[:, part].t()
             # Scaled by the largest entry first: squares of float64 features may overflow.
             peak = exact.abs().amax(dim=1)
             self._inverse_norms[part] = 1 / (peak * torch.linalg.vector_norm(exact / peak[:, None], dim=1))
@@ -72,50 +161,72 @@ class Voters:
 
     def exact(self, index: Tensor | slice) -> Tensor:
         """Return the chosen rows of F in float64."""
-        if isinstance(index, slice) and self.rows.numel() * 8 <= EXACT_BYTES:
-            return self._exact_rows[index]
-        return self._scale(index)
+        return self._raw[:, index].t().double() * self._inverse_norms[index, None]
+
+    def _rows_for(self, vectors: Tensor, part: slice, exact: bool) -> Tensor:
+        if vectors.dtype == torch.float32:
+            return self.rows[part]
+        if exact:
+            return self.exact(part)
+        rows = self.rows[part]
+        return self._double_rows[: rows.shape[0]].copy_(rows)
 
     @cached_property
-    def _exact_rows(self) -> Tensor:
-        return torch.cat([self._scale(slice(i, i + ROW_CHUNK)) for i in range(0, len(self), ROW_CHUNK)])
-
-    def _scale(self, index: Tensor | slice) -> Tensor:
-        return self._raw[:, index].t().double() * self._inverse_norms[index, None]
+    def _double_rows(self) -> Tensor:
+        # Reused by every chunk: fresh memory for each costs more than the conversion.
+        return torch.empty(min(VOTER_CHUNK, len(self)), self.width, dtype=torch.float64, device=self.rows.device)
 
     @cached_property
     def spread(self) -> Spread:
         """Tight bounds on the voters' spread, made when first asked for."""
-        return bound_spread(self._moments)
+        return bound_spread(self._moments, self.rounding)
 
     @cached_property
     def coarse_spread(self) -> Spread:
         """Cheap bounds on the voters' spread, made when first asked for."""
         start = torch.linspace(0, len(self) - 1, min(COARSE_RANK, self.width)).long()
-        return bound_spread_coarsely(self._moments, self.exact(start.to(self.rows.device)).T)
+        return bound_spread_coarsely(self._moments, self.exact(start.to(self.rows.device)).T, self.rounding)
 
     @cached_property
     def _moments(self) -> Moments:
         return measure_moments(self.rows, self._weights32, VOTER_CHUNK)
 
-    def disagreement(self, means: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def groups(self) -> VoterGroups:
+        """Square groups of neighbouring voters, made when first asked for."""
+        labels, grid = self._square_groups(max(1, round((len(self) / GROUPS) ** 0.5)))
+        count = grid[0] * grid[1]
+        weights = torch.zeros(count, dtype=torch.float64, device=labels.device).index_add_(0, labels, self.weights)
+        sums = sum_rows(self.rows * self._weights32[:, None], labels, count)
+        return VoterGroups((sums / weights[:, None]).float(), weights.float())
+
+    def bound_disagreement_below(self, means: Tensor, ends: Tensor) -> Tensor:
+        """Return a lower bound on :meth:`disagreement` ``(e,)``, float64: Σ_g w_g |D·μ_g| over the group means μ_g."""
+        means, ends = used_rows(means, ends)
+        votes = means @ self.groups.means.T
+        bound = torch.empty(ends.shape[1], dtype=torch.float64, device=means.device)
+        for first in range(0, ends.shape[1], QUERY_CHUNK):
+            i, j = ends[:, first : first + QUERY_CHUNK]
+            bound[first : first + QUERY_CHUNK] = (votes[i] - votes[j]).abs_() @ self.groups.weights
+        return bound - 3 * self.rounding - gamma(len(self.groups.weights) + 2) * bound
+
+    def disagreement(self, means: Tensor, ends: Tensor, exact: bool = True) -> tuple[Tensor, Tensor]:
         """Return Σ_k w_k |D·F_k| with D = means[i] − means[j] for every pair (Eq. 2 without "1 −").
 
         Args:
-            means: ``(n, d)`` U, norms at most 1, float32 (rounded from exact values) or float64.
+            means: ``(n, d)`` U, norms at most 1, float32 (means of ``rows``) or float64 (exact).
             ends: ``(2, e)`` int64 pairs of rows of ``means``.
+            exact: for float64 means, whether to read F exactly; ``rows`` in float64 arithmetic cost a fraction.
 
         Returns:
-            Float64 values ``(e,)`` and bounds on their errors ``(e,)``, zero where ``means`` is float64.
+            Float64 values ``(e,)`` and bounds on their errors ``(e,)``, zero for exact ones.
         """
-        nodes, ends = torch.unique(ends, return_inverse=True)
-        means = means[nodes]
+        means, ends = used_rows(means, ends)
         # The affinities of the nodes serve all their pairs; with fewer pairs than nodes the differences are fewer.
-        by_node = nodes.numel() <= ends.shape[1]
+        by_node = means.shape[0] <= ends.shape[1]
         total = means.new_zeros(ends.shape[1], dtype=torch.float64)
-        for start in range(0, len(self), VOTER_CHUNK):
-            part = slice(start, start + VOTER_CHUNK)
-            rows = self.rows[part] if means.dtype == torch.float32 else self.exact(part)
+        for part in _slices(len(self), VOTER_CHUNK):
+            rows = self._rows_for(means, part, exact)
             weights = self.weights[part].to(means.dtype)
             votes = means @ rows.T if by_node else None
             for first in range(0, ends.shape[1], QUERY_CHUNK):
@@ -123,54 +234,94 @@ class Voters:
                 gap = votes[i] - votes[j] if votes is not None else (means[i] - means[j]) @ rows.T
                 total[first : first + QUERY_CHUNK] += gap.abs_() @ weights
         if means.dtype == torch.float64:
-            return total, torch.zeros_like(total)
-        return total, 3 * gamma(self.width + 6) + gamma(VOTER_CHUNK + 2) * total
+            return total, torch.full_like(total, 0.0 if exact else 2 * ROW_ERROR * UNIT)
+        return total, 3 * self.rounding + gamma(VOTER_CHUNK + 2) * total
 
-    def elect(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def elect(self, queries: Tensor, reach: Tensor | None = None, exact: bool = True) -> tuple[Tensor, Tensor]:
         """Return L2N{softmax(q·F) F} for every query, the vote of Eq. 5.
 
         Args:
-            queries: ``(n, d)`` float32 or float64, the regions' vectors divided by σ.
+            queries: ``(n, d)`` the regions' vectors over σ, float32 (made of means of ``rows``) or float64 (exact).
+            reach: ``(n,)`` float64, for float32 queries: what their norms would be if all tokens of a region agreed;
+                None: the queries are exact but for their last digit.
+            exact: for float64 queries, whether to read F exactly; ``rows`` in float64 arithmetic cost a fraction.
 
         Returns:
-            ``(n, d)`` in the queries' type, and a bound ``(n,)`` on the Euclidean error of each row, float64: float32
-            queries count as rounded from exact ones, and 2 says that they need float64; zero for float64 queries.
+            ``(n, d)`` in the queries' type, and a bound ``(n,)`` on the Euclidean error of each row, float64; 2 says
+            that the query needs float64; zero for an exact election.
         """
-        parts = [self._elect_chunk(part) for part in torch.split(queries, QUERY_CHUNK)]
+        if reach is None:
+            reach = torch.zeros(queries.shape[0], dtype=torch.float64, device=queries.device)
+        chunks = zip(torch.split(queries, QUERY_CHUNK), torch.split(reach, QUERY_CHUNK), strict=True)
+        parts = [self._elect_chunk(part, limit, exact) for part, limit in chunks]
         if not parts:
             return queries, queries.new_zeros(0, dtype=torch.float64)
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-    def _elect_chunk(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def _elect_chunk(self, queries: Tensor, reach: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
         single = queries.dtype == torch.float32
         peak = queries.new_full((queries.shape[0], 1), -torch.inf, dtype=torch.float64)
         lowest = -peak
         mass = torch.zeros_like(peak)
         vote = torch.zeros(queries.shape, dtype=torch.float64, device=queries.device)
-        for start in range(0, len(self), VOTER_CHUNK):
-            part = slice(start, start + VOTER_CHUNK)
-            rows = self.rows[part] if single else self.exact(part)
-            logits = queries @ rows.T
+        for part in _slices(len(self), VOTER_CHUNK):
+            rows = self._rows_for(queries, part, exact)
+            logits = _add_products(queries, rows.T)
             top = torch.maximum(peak, logits.amax(dim=1, keepdim=True).double())
             lowest = torch.minimum(lowest, logits.amin(dim=1, keepdim=True).double())
             ballots = (logits - top.to(logits.dtype)).exp_().mul_(self.weights[part].to(logits.dtype))
             fade = (peak - top).exp()
             mass = mass * fade + ballots.sum(dim=1, keepdim=True)
-            vote = vote * fade + ballots @ rows
+            vote = vote * fade + _add_products(ballots, rows)
             peak = top
         elected = normalise_rows(vote / mass)
-        if not single:
-            return elected, torch.zeros_like(mass[:, 0])
         length = torch.linalg.vector_norm(vote / mass, dim=1)
-        return elected.float(), self._election_error(queries, (peak - lowest)[:, 0], length)
+        if single:
+            return elected.float(), self._election_error(queries, reach, (peak - lowest)[:, 0], length)
+        if exact:
+            return elected, torch.zeros_like(length)
+        norms = torch.linalg.vector_norm(queries, dim=1)
+        return elected, _direction_error(torch.expm1(ROW_ERROR * UNIT * norms) + ROW_ERROR * UNIT, length)
 
-    def _election_error(self, queries: Tensor, span: Tensor, length: Tensor) -> Tensor:
+    def _election_error(self, queries: Tensor, reach: Tensor, span: Tensor, length: Tensor) -> Tensor:
         """Bound the error of float32 votes whose logits span ``span`` and whose average has length ``length``."""
         norms = torch.linalg.vector_norm(queries.double(), dim=1)
-        # Logits: rounded operands and an inner product; then the subtraction, exp (a few units) and the token weight.
-        ballot = torch.expm1(gamma(self.width + 4) * norms + UNIT * span + 8 * UNIT)
-        terms = gamma(min(VOTER_CHUNK, len(self)) + 4)
-        relative = (ballot + terms * (1 + ballot)) / (1 - ballot).clamp_min(0.1) / length.clamp_min(SHORTEST)
-        good = (relative < 0.1) & (ballot < 0.1) & (UNIT * norms < EMBEDDING_ROUNDING * length)
-        # Unit vectors at a relative distance below 0.1 are at most 1.1 times that far apart.
-        return torch.where(good, 1.1 * relative + 2 * UNIT, 2.0)
+        # Logits: queries, rows and an inner product; then the subtraction, exp (a few units) and the token weight.
+        logit = gamma(-(-self.width // PARTS) + PARTS + 6) * norms + VECTOR_ERROR * UNIT * reach
+        ballot = torch.expm1(logit + UNIT * span + 8 * UNIT)
+        terms = gamma(-(-min(VOTER_CHUNK, len(self)) // PARTS) + PARTS + 6)
+        error = (ballot + terms * (1 + ballot)) / (1 - ballot).clamp_min(0.1)
+        good = (ballot < 0.1) & (UNIT * norms < EMBEDDING_ROUNDING * length)
+        return torch.where(good, _direction_error(error, length) + 2 * UNIT, 2.0)
+
+
+def _direction_error(error: Tensor, length: Tensor) -> Tensor:
+    """How far off a vector's direction may be when the vector, of that length, is off by ``error``; 2 if anything."""
+    relative = error / length.clamp_min(SHORTEST)
+    # Unit vectors at a relative distance below 0.1 are at most 1.1 times that far apart.
+    return torch.where(relative < 0.1, 1.1 * relative, 2.0)
+
+
+def _add_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b, in float32 as the sum of PARTS products over parts of the inner axis."""
+    if a.dtype != torch.float32:
+        return a @ b
+    size = -(-a.shape[1] // PARTS)
+    parts = zip(torch.split(a, size, dim=1), torch.split(b, size), strict=True)
+    first, second = next(parts)
+    total = first @ second
+    for first, second in parts:
+        total += first @ second
+    return total
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def used_rows(means: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows that pairs name, or all where that is simpler, and the pairs in their numbers."""
+    if ends.shape[1] > means.shape[0]:
+        return means, ends
+    nodes, ends = torch.unique(ends, return_inverse=True)
+    return means[nodes], ends

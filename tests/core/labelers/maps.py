@@ -82,6 +82,7 @@ def make_config(generator: torch.Generator) -> UniAPConfig:
         omega_s=1 - omega_f,
         min_tokens=draw(generator, 1, 5),
         region_affinity=("mean", "mean", "sum")[draw(generator, 0, 2)],
+        voter_pool=(1, 1, 1, 2, 4)[draw(generator, 0, 4)],
         until_stable=draw(generator, 0, 3) == 0,
         drop_whole=draw(generator, 0, 1) == 0,
     )

@@ -13,7 +13,9 @@ def nodes_of(labels: torch.Tensor, mark: float) -> Supernodes:
     """Supernodes of a label map; their features are (mark, number of the region)."""
     sizes = torch.bincount(labels[labels >= 0])
     features = torch.stack([torch.full(sizes.shape, mark), torch.arange(sizes.numel()).float()], dim=1)
-    return Supernodes(sizes, None, features, features, torch.zeros(sizes.numel(), dtype=torch.float64))
+    return Supernodes(
+        sizes, labels.flatten(), None, features, features, torch.zeros(sizes.numel(), dtype=torch.float64)
+    )
 
 
 def collect(config: UniAPConfig, *layers: list[list[int]], grid: tuple[int, int] = (1, 6)) -> tuple[list, list, list]:

@@ -17,7 +17,7 @@ def make(seed: int, merged: bool) -> tuple[Identifier, object, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     raw = functional.interpolate(torch.randn(1, 16, 20, generator=generator), size=120, mode="linear")[0]
     voters = Voters(raw[:, :40] if not merged else raw, torch.ones(120 if merged else 40, dtype=torch.int64))
-    nodes = place_tokens(voters, torch.ones(len(voters), dtype=torch.int64))
+    nodes = place_tokens(voters)
     if merged:
         nodes = merge(nodes, torch.arange(120) // 3, 40, voters, REGION)
     rows = voters.exact(slice(None))

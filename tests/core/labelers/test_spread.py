@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from s2uniseg_d2.core.labelers import spread as spread_module
+from s2uniseg_d2.core.labelers.rounding import gamma
 from s2uniseg_d2.core.labelers.spread import Moments, bound_spread, bound_spread_coarsely, measure_moments
 
 
@@ -23,7 +24,11 @@ def test_bounds_hold_for_every_difference(k, d, kind):
     moments = measure_moments(rows.float(), weights, 64)
     exact = rows.T @ rows / k
     assert torch.linalg.matrix_norm(moments.matrix - exact, 2) <= moments.error
-    spread = bound_spread(moments) if kind == "tight" else bound_spread_coarsely(moments, rows[: min(16, d)].T)
+    spread = (
+        bound_spread(moments, gamma(d + 6))
+        if kind == "tight"
+        else bound_spread_coarsely(moments, rows[: min(16, d)].T, gamma(d + 6))
+    )
     means = torch.cat([rows, unit_rows(40, d, seed=1) * 0.5])
     i, j = torch.randint(len(means), (2, 500), generator=torch.Generator().manual_seed(2))
     difference = means[i] - means[j]
@@ -38,7 +43,7 @@ def test_bounds_hold_for_every_difference(k, d, kind):
 def test_tight_bounds_are_tight_and_coarse_ones_are_useful():
     rows = unit_rows(400, 64, seed=3)
     moments = measure_moments(rows.float(), torch.full((400,), 1 / 400), 2048)
-    tight, coarse = bound_spread(moments), bound_spread_coarsely(moments, rows[:16].T)
+    tight, coarse = bound_spread(moments, gamma(70)), bound_spread_coarsely(moments, rows[:16].T, gamma(70))
     assert tight.above == 0
     assert tight.below < 2e-4
     largest = float(torch.linalg.eigvalsh(moments.matrix)[-1])
@@ -48,7 +53,7 @@ def test_tight_bounds_are_tight_and_coarse_ones_are_useful():
 def test_equal_rows_have_one_direction():
     rows = torch.eye(5)[:1].expand(30, 5)
     moments = measure_moments(rows, torch.full((30,), 1 / 30), 2048)
-    spread = bound_spread_coarsely(moments, rows[:5].double().T)
+    spread = bound_spread_coarsely(moments, rows[:5].double().T, gamma(11))
     assert torch.linalg.vector_norm(torch.eye(5) @ spread.basis, dim=1).tolist() == pytest.approx(
         [1, 0, 0, 0, 0], abs=1e-3
     )
@@ -57,7 +62,7 @@ def test_equal_rows_have_one_direction():
 def test_coarse_bounds_hold_from_a_start_that_is_no_eigenvector(monkeypatch):
     monkeypatch.setattr(spread_module, "COARSE_STEPS", 0)
     matrix = torch.tensor([[0.9, 0.2], [0.2, 0.1]], dtype=torch.float64)
-    spread = bound_spread_coarsely(Moments(matrix, 0.0), torch.tensor([[1.0], [0.0]], dtype=torch.float64))
+    spread = bound_spread_coarsely(Moments(matrix, 0.0), torch.tensor([[1.0], [0.0]], dtype=torch.float64), gamma(8))
     for x in (-3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0):
         difference = torch.tensor([1.0, x], dtype=torch.float64)
         truth, length = difference @ matrix @ difference, difference.square().sum()

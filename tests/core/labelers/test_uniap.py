@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2uniseg_d2.core.labelers.base import Labeler
-from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
+from s2uniseg_d2.core.labelers.uniap import TAU_PRESETS, UniAP, UniAPConfig
 from tests.core.labelers.maps import make_map
 
 
@@ -213,12 +213,33 @@ def test_no_tensor_grows_with_the_square_of_the_tokens():
         ({"omega_f": 0.6, "omega_s": 0.5}, "omega_f and omega_s must sum to 1, got 0.6 + 0.5"),
         ({"min_tokens": 0}, "min_tokens must be at least 1, got 0"),
         ({"max_masks": 0}, "max_masks must be at least 1, got 0"),
+        ({"voter_pool": 3}, "voter_pool must be one of (1, 2, 4, 8, 16), got 3"),
         ({"region_affinity": "median"}, "region_affinity must be one of ('mean', 'sum'), got 'median'"),
     ],
 )
 def test_settings_out_of_range_are_named(settings_, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         UniAPConfig(**settings_)
+
+
+def test_presets_are_the_threshold_rows_of_table_3():
+    assert UniAPConfig().taus == TAU_PRESETS["paper"] == (0.8, 0.7, 0.6, 0.5, 0.4)
+    ends = {name: (taus[0], taus[-1], len(taus)) for name, taus in TAU_PRESETS.items()}
+    assert ends == {"paper": (0.8, 0.4, 5), "fine": (0.9, 0.1, 9), "low": (0.5, 0.1, 5)}
+    for taus in TAU_PRESETS.values():
+        UniAPConfig(taus=taus)
+
+
+def test_pooled_voters_are_few_and_stay_near_the_tokens():
+    generator = torch.Generator().manual_seed(6)
+    features = (
+        functional.interpolate(torch.randn(1, 16, 6, 6, generator=generator), size=(24, 24), mode="bilinear") + 0.2
+    )
+    exact, pooled = (UniAP(UniAPConfig(voter_pool=pool)).partitions(features)[0] for pool in (1, 2))
+    same = (exact.flatten(1)[:, 1:] == exact.flatten(1)[:, :-1]) == (
+        pooled.flatten(1)[:, 1:] == pooled.flatten(1)[:, :-1]
+    )
+    assert same.float().mean() > 0.95
 
 
 def test_bad_features_are_named():

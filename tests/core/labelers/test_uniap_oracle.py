@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from s2uniseg_d2.core.labelers import identify, supernodes, voters
+from s2uniseg_d2.core.labelers import identify, spread, supernodes, voters
 from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
 from s2uniseg_d2.core.ops.components import propagate_labels
 from tests.core.labelers.maps import KINDS, assert_equals_oracle, make_config, make_map
@@ -17,7 +17,7 @@ from tests.oracles.uniap_dense import pool_densely
 @pytest.mark.parametrize("kind", KINDS)
 def test_identical_to_the_dense_transcription(kind):
     generator = torch.Generator().manual_seed(KINDS.index(kind))
-    for _ in range(35):
+    for _ in range(100):
         assert_equals_oracle(make_map(kind, generator), make_config(generator))
 
 
@@ -36,8 +36,10 @@ def test_identical_when_everything_is_chunked(monkeypatch):
     monkeypatch.setattr(voters, "ROW_CHUNK", 5)
     monkeypatch.setattr(voters, "VOTER_CHUNK", 7)
     monkeypatch.setattr(voters, "QUERY_CHUNK", 3)
-    monkeypatch.setattr(voters, "EXACT_BYTES", 0)
-    monkeypatch.setattr(supernodes, "SUM_CHUNK", 4)
+    monkeypatch.setattr(voters, "SHORT_SUM", 2)
+    monkeypatch.setattr(voters, "GROUPS", 3)
+    monkeypatch.setattr(spread, "BLOCK", 2)
+    monkeypatch.setattr(supernodes, "ROW_CHUNK", 5)
     monkeypatch.setattr(identify, "EDGE_CHUNK", 6)
     monkeypatch.setattr(identify, "PAIR_ROWS", 2)
     generator = torch.Generator().manual_seed(1)
@@ -59,7 +61,7 @@ def test_identical_on_a_larger_map_where_float32_alone_would_not_do():
     assert_equals_oracle(features, UniAPConfig())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     values=hnp.arrays(
         np.int8, st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)), elements=st.integers(-2, 2)
@@ -67,11 +69,27 @@ def test_identical_on_a_larger_map_where_float32_alone_would_not_do():
     affinity=st.sampled_from(["mean", "sum"]),
     tau=st.sampled_from([1.0, 0.8, 0.6, 0.4, 0.2, 0.0]),
     min_tokens=st.integers(1, 4),
+    voter_pool=st.sampled_from([1, 2, 4]),
+    until_stable=st.booleans(),
 )
-def test_identical_on_any_small_integer_map(values, affinity, tau, min_tokens):
+def test_identical_on_any_small_integer_map(values, affinity, tau, min_tokens, voter_pool, until_stable):
     features = torch.from_numpy(values.astype(np.float32))[None]
     features[:, 0] += (features == 0).all(dim=1)
-    config = UniAPConfig(taus=(tau, tau - 0.15, tau - 0.6), region_affinity=affinity, min_tokens=min_tokens)
+    config = UniAPConfig(
+        taus=(tau, tau - 0.15, tau - 0.6),
+        region_affinity=affinity,
+        min_tokens=min_tokens,
+        voter_pool=voter_pool,
+        until_stable=until_stable,
+    )
+    assert_equals_oracle(features, config)
+
+
+def test_blocks_that_start_as_one_node_have_merged_already():
+    # Both blocks vote alike (one pooled voter), so that a second pass joins them although the first found no pair.
+    features = torch.tensor([[1.0, 0.2], [0.3, 1.0]]).repeat_interleave(2, 0).T[None, :, :, None].expand(1, 2, 4, 2)
+    config = UniAPConfig(taus=(0.9,), until_stable=True, voter_pool=4)
+    assert UniAP(config).partitions(features).unique().tolist() == [0]
     assert_equals_oracle(features, config)
 
 

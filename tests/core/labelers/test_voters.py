@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from s2uniseg_d2.core.labelers import voters as module
-from s2uniseg_d2.core.labelers.voters import Voters, normalise_rows
+from s2uniseg_d2.core.labelers.voters import Voters, normalise_rows, sum_rows
 
 
 def make_voters(k: int, d: int, seed: int = 0) -> tuple[Voters, torch.Tensor, torch.Tensor]:
@@ -77,7 +77,6 @@ def test_chunks_do_not_matter(monkeypatch):
     expected = make_voters(90, 6)[0].elect(queries)[0]
     monkeypatch.setattr(module, "VOTER_CHUNK", 8)
     monkeypatch.setattr(module, "QUERY_CHUNK", 2)
-    monkeypatch.setattr(module, "EXACT_BYTES", 0)
     assert torch.allclose(make_voters(90, 6)[0].elect(queries)[0], expected, atol=1e-14, rtol=0)
     assert weights.sum() == pytest.approx(1)
 
@@ -85,3 +84,48 @@ def test_chunks_do_not_matter(monkeypatch):
 def test_normalising_leaves_zero_where_there_is_no_direction():
     rows = torch.tensor([[3.0, 4.0], [1e-12, 0.0], [0.0, 0.0]], dtype=torch.float64)
     assert normalise_rows(rows).tolist() == [[0.6, 0.8], [0, 0], [0, 0]]
+
+
+def test_sums_by_label_are_those_of_float64():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(500, 7, generator=generator)
+    labels = torch.randint(4, (500,), generator=generator) * 2  # labels 1, 3 and 5 have no row
+    truth = functional.one_hot(labels, 7).double().T @ rows.double()
+    assert torch.allclose(sum_rows(rows, labels, 7), truth, atol=1e-5, rtol=0)
+    assert sum_rows(rows[:0], labels[:0], 2).tolist() == [[0.0] * 7] * 2
+
+
+def test_long_sums_keep_their_digits():
+    rows = torch.full((40000, 1), 0.1)
+    total = float(sum_rows(rows, torch.zeros(40000, dtype=torch.int64), 1))
+    assert total == pytest.approx(40000 * float(rows[0]), rel=16 * 2**-24)
+    one_by_one = torch.zeros(1, 1).index_add_(0, torch.zeros(40000, dtype=torch.int64), rows)
+    assert float(one_by_one) != pytest.approx(total, rel=1e-5)  # what float32 alone gives
+
+
+@pytest.mark.parametrize("grid", [(20, 25), None])
+def test_group_means_bound_the_disagreement_from_below(monkeypatch, grid):
+    monkeypatch.setattr(module, "GROUPS", 30)
+    generator = torch.Generator().manual_seed(2)
+    field = functional.interpolate(torch.randn(1, 24, 5, 5, generator=generator), size=(20, 25), mode="bilinear")
+    raw = field.flatten(2)[0] + 0.3 * torch.randn(24, 500, generator=generator)
+    voters = Voters(raw, torch.randint(1, 9, (500,), generator=generator), grid)
+    ends = torch.randint(500, (2, 300), generator=generator)
+    below = voters.bound_disagreement_below(voters.rows, ends)
+    truth = voters.disagreement(voters.exact(slice(None)), ends)[0]
+    assert (below <= truth).all()
+    assert grid is None or below.mean() > 0.7 * truth.mean()
+
+
+@pytest.mark.parametrize("sigma", [0.07, 1.0])
+def test_double_arithmetic_on_rounded_rows_promises_more_and_keeps_it(sigma):
+    voters, rows, weights = make_voters(700, 200)
+    means = rows[:40] * 0.3 + rows[40:80] * 0.7
+    truth = functional.normalize(torch.softmax(means @ rows.T / sigma + weights.log(), dim=1) @ rows, dim=1)
+    single, double = voters.elect((means / sigma).float()), voters.elect(means / sigma, exact=False)
+    assert (torch.linalg.vector_norm(double[0] - truth, dim=1) <= double[1]).all()
+    assert (double[1] < 0.1 * single[1]).all()
+    ends = torch.randint(40, (2, 90), generator=torch.Generator().manual_seed(3))
+    value, error = voters.disagreement(means, ends, exact=False)
+    assert ((value - voters.disagreement(means, ends)[0]).abs() <= error).all()
+    assert (error < 1e-6).all()
