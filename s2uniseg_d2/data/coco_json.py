@@ -45,6 +45,16 @@ def check_coco_json(json_path: Path, image_dir: Path) -> dict[str, Any]:
         ValueError: for the first rule that is broken, with the number of faulty items and the first few.
     """
     content = read_json(json_path)
+    check_coco_content(json_path, content, image_dir)
+    return content
+
+
+def check_coco_content(json_path: Path, content: dict[str, Any], image_dir: Path) -> None:
+    """Check what :func:`check_coco_json` checks, on content that was read already; ``json_path`` is for messages.
+
+    Raises:
+        ValueError: for the first rule that is broken, with the number of faulty items and the first few.
+    """
     missing = [key for key in _REQUIRED if key not in content]
     if missing:
         raise ValueError(
@@ -58,17 +68,23 @@ def check_coco_json(json_path: Path, image_dir: Path) -> dict[str, Any]:
     _check_references(json_path, content)
     _check_segmentations(json_path, content)
     check_files(json_path, "images", [image["file_name"] for image in content["images"]], image_dir)
-    return content
 
 
-def check_files(json_path: Path, what: str, names: Sequence[str], folder: Path) -> None:
-    """Check that each file that an annotation file names is in a folder; each sub-folder is listed once.
+def check_files(source: Path, what: str, names: Sequence[str], folder: Path, kind: str = "annotation file") -> None:
+    """Check that each file that ``source`` names is in a folder; each sub-folder is listed once.
+
+    Args:
+        source: the file with the names.
+        what: the files, in the plural.
+        names: relative to ``folder``.
+        folder: which holds them.
+        kind: of ``source``.
 
     Raises:
         ValueError: if the folder is missing, or files are, with their number and the first few.
     """
     if not folder.is_dir():
-        raise ValueError(f"folder {folder}, for the {what} of annotation file {json_path}, does not exist")
+        raise ValueError(f"folder {folder}, for the {what} of {kind} {source}, does not exist")
     present: dict[str, set[str]] = {}
     absent = []
     for name in names:
@@ -80,7 +96,7 @@ def check_files(json_path: Path, what: str, names: Sequence[str], folder: Path) 
             absent.append(name)
     if absent:
         raise ValueError(
-            f"annotation file {json_path} names {len(names)} {what}, of which {len(absent)} are missing in "
+            f"{kind} {source} names {len(names)} {what}, of which {len(absent)} are missing in "
             f"{folder}: {_listed(absent)}"
         )
 

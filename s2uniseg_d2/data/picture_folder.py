@@ -1,9 +1,12 @@
-"""The pictures below a folder."""
+"""The pictures below a folder, or those that a text file names."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
+
+from .coco_json import check_files
 
 # fmt: off
 SUFFIXES = frozenset({
@@ -45,6 +48,32 @@ def list_pictures(folder: str | Path) -> list[str]:
             f"picture folder {root} holds no picture (looked for {' '.join(sorted(SUFFIXES))}, recursively)"
         )
     return sorted(pictures)
+
+
+def read_picture_list(path: Path) -> list[str]:
+    """Return the paths of the pictures that a text file names, one a line, in its order, without opening any.
+
+    Paths are relative to the file's folder. Blank lines and lines that begin with ``#`` are passed over; a path that
+    begins so is written ``./#...``. The file is UTF-8.
+
+    Raises:
+        ValueError: if the file is missing, is no text, or names no picture, one twice or ones that are missing.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise ValueError(f"cannot read picture list {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"picture list {path} must be UTF-8 text, got {error}") from error
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise ValueError(f"picture list {path} names no picture")
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"picture list {path} names {len(names)} pictures, some of them twice, such as {twice}")
+    check_files(path, "pictures", names, path.parent, kind="picture list")
+    root = str(path.parent.absolute())
+    return [os.path.normpath(os.path.join(root, name)) for name in names]
 
 
 def _scan(path: str, pictures: list[str]) -> list[str]:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .coco_json import check_coco_json, check_files, read_json
-
-IGNORE_LABEL = 255
+from .panoptic_json import contiguous_segments, panoptic_classes
 
 
 class SceneTruth(NamedTuple):
@@ -69,9 +68,6 @@ def _check_panoptic(path: Path, instances: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metadata(folder: Path, categories: list[dict[str, Any]]) -> dict[str, Any]:
-    # Detectron2's "standard" panoptic form: one list of all classes, things first, for semantic and stuff alike
-    ordered = sorted(categories, key=lambda category: (not category["isthing"], category["id"]))
-    contiguous = {category["id"]: index for index, category in enumerate(ordered)}
     return {
         "evaluator_type": "coco_panoptic_seg",
         "json_file": str(folder / "instances.json"),
@@ -79,23 +75,13 @@ def _metadata(folder: Path, categories: list[dict[str, Any]]) -> dict[str, Any]:
         "panoptic_json": str(folder / "panoptic.json"),
         "panoptic_root": str(folder / "panoptic"),
         "sem_seg_root": str(folder / "semantic"),
-        "ignore_label": IGNORE_LABEL,
-        "label_divisor": 1000,
-        "thing_classes": [category["name"] for category in ordered if category["isthing"]],
-        "stuff_classes": [category["name"] for category in ordered],
-        "thing_dataset_id_to_contiguous_id": {c["id"]: contiguous[c["id"]] for c in ordered if c["isthing"]},
-        "stuff_dataset_id_to_contiguous_id": contiguous,
+        **panoptic_classes(categories),
     }
 
 
 def _extra(folder: Path, annotation: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
-    things = metadata["thing_dataset_id_to_contiguous_id"]
-    contiguous = metadata["stuff_dataset_id_to_contiguous_id"]
     return {
         "sem_seg_file_name": str(folder / "semantic" / annotation["file_name"]),
         "pan_seg_file_name": str(folder / "panoptic" / annotation["file_name"]),
-        "segments_info": [
-            {**segment, "isthing": segment["category_id"] in things, "category_id": contiguous[segment["category_id"]]}
-            for segment in annotation["segments_info"]
-        ],
+        "segments_info": contiguous_segments(annotation, metadata),
     }
