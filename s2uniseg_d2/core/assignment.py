@@ -16,7 +16,7 @@ def hungarian_assignment(counts: ArrayLike) -> NDArray[np.int64]:
 
     STEGO's protocol (``UnsupervisedMetrics``): with more clusters than classes the clusters left over get no class,
     with fewer clusters some classes get no cluster. A pair without a single vote is no pair. The paper is silent on
-    its strategy, so this one and :func:`majority_assignment` are always reported side by side.
+    its strategy, so this one and :func:`majority_assignment` are reported side by side.
 
     Args:
         counts: ``(K, C)`` finite votes >= 0 of K clusters for C classes.
@@ -56,9 +56,30 @@ def majority_assignment(counts: ArrayLike) -> NDArray[np.int64]:
     return np.where(votes.max(axis=1) > 0, votes.argmax(axis=1), UNMATCHED).astype(np.int64)
 
 
+def hungarian_then_majority_assignment(counts: ArrayLike) -> NDArray[np.int64]:
+    """Return the one-to-one assignment, completed by the majority class of every cluster that it leaves over.
+
+    CUPS's protocol (``cups/metrics/panoptic_quality.py``): no class that :func:`hungarian_assignment` reaches can go
+    without a cluster, as it can by majority alone, and no cluster with a vote goes unused. Differs from CUPS: a pair
+    without a single vote is no pair, so no cluster is spent on a class that the truth does not hold.
+
+    Args:
+        counts: ``(K, C)`` finite votes >= 0 of K clusters for C classes.
+
+    Returns:
+        ``(K,)`` class in [0, C) of every cluster, -1 where there is no vote.
+
+    Raises:
+        ValueError: if ``counts`` is no table of finite votes >= 0.
+    """
+    assignment = hungarian_assignment(counts)
+    return np.where(assignment == UNMATCHED, majority_assignment(counts), assignment)
+
+
 STRATEGIES: dict[str, Callable[[ArrayLike], NDArray[np.int64]]] = {
     "hungarian": hungarian_assignment,
     "majority": majority_assignment,
+    "hungarian_then_majority": hungarian_then_majority_assignment,
 }
 
 

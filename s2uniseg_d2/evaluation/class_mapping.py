@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from detectron2.utils import comm
 from numpy.typing import NDArray
 
 from s2uniseg_d2.core.assignment import STRATEGIES, UNMATCHED, relabel
+
+from .whole_files import write_json
+
+logger = logging.getLogger(__name__)
+
+AnyMapping = TypeVar("AnyMapping")
 
 DEFAULT_STRATEGIES = ("hungarian", "majority")
 
@@ -25,12 +33,14 @@ class ClassMapping:
         assignment: ``(K,)`` int64 class of every pseudo-class, -1 for none.
         fitted_on: the split whose truth it was fitted on.
         votes: how many votes it was fitted on; 0 maps nothing.
+        classes: names of the classes, empty if unknown; known ones must be those of the evaluated data set.
     """
 
     name: str
     assignment: NDArray[np.int64]
     fitted_on: str
     votes: int = 0
+    classes: tuple[str, ...] = ()
 
     def __call__(self, labels: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return the class of every pseudo-class, -1 where there is none (also for pseudo-class -1)."""
@@ -60,11 +70,22 @@ def check_strategies(strategies: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def fit_mappings(counts: NDArray[np.generic], strategies: Iterable[str], fitted_on: str) -> tuple[ClassMapping, ...]:
-    """Return one mapping per strategy, all fitted on the same ``(K, C)`` votes of the split ``fitted_on``."""
+def fit_mappings(
+    counts: NDArray[np.generic], strategies: Iterable[str], fitted_on: str, classes: Sequence[str] = ()
+) -> tuple[ClassMapping, ...]:
+    """Return one mapping per strategy, all fitted on the same ``(K, C)`` votes of the split ``fitted_on``.
+
+    Without a single vote every pseudo-class has no class (-1): AP, PQ, accuracy and IoU of the classes that the truth
+    holds are then 0, and a warning says so. With fewer pseudo-classes than classes, some classes stay without one.
+    """
     votes = int(counts.sum())
+    if votes == 0:
+        logger.warning(
+            "no prediction of %s votes for a class: all %d pseudo-classes go unmapped", fitted_on, len(counts)
+        )
     return tuple(
-        ClassMapping(name, STRATEGIES[name](counts), fitted_on, votes) for name in check_strategies(strategies)
+        ClassMapping(name, STRATEGIES[name](counts), fitted_on, votes, tuple(classes))
+        for name in check_strategies(strategies)
     )
 
 
@@ -73,13 +94,24 @@ def identity_mapping(num_clusters: int, name: str = "identity") -> ClassMapping:
     return ClassMapping(name, np.arange(num_clusters, dtype=np.int64), fitted_on="nothing")
 
 
-def check_mappings(mappings: Sequence[ClassMapping], num_clusters: int, num_classes: int) -> tuple[ClassMapping, ...]:
-    """Return the given mappings if they fit this evaluation.
+def check_mappings(
+    mappings: Sequence[ClassMapping], num_clusters: int, classes: Sequence[str]
+) -> tuple[ClassMapping, ...]:
+    """Return the given mappings if they fit an evaluation with these pseudo-classes and names of classes.
 
     Raises:
-        ValueError: if a mapping has another number of clusters, names a class that is not there, or two share a name.
+        ValueError: if there is none, a mapping has another number of clusters, names a class that is not there or was
+            fitted with other classes, or two share a name.
     """
+    if not mappings:
+        raise ValueError("mappings must hold at least one, got none")
+    num_classes = len(classes)
     for mapping in mappings:
+        if mapping.classes and mapping.classes != tuple(classes):
+            raise ValueError(
+                f"mapping {mapping.name!r} was fitted on {mapping.fitted_on} with other classes than those evaluated: "
+                f"{_difference(mapping.classes, classes)}"
+            )
         if mapping.assignment.shape != (num_clusters,):
             raise ValueError(
                 f"mapping {mapping.name!r} must assign {num_clusters} clusters, got {mapping.assignment.shape}"
@@ -94,34 +126,48 @@ def check_mappings(mappings: Sequence[ClassMapping], num_clusters: int, num_clas
     return tuple(mappings)
 
 
+def _difference(fitted: Sequence[str], evaluated: Sequence[str]) -> str:
+    for number, (theirs, ours) in enumerate(zip(fitted, evaluated, strict=False)):
+        if theirs != ours:
+            return f"class {number} is {theirs!r} there and {ours!r} here"
+    return f"{len(fitted)} there and {len(evaluated)} here"
+
+
+def share_mappings(mappings: tuple[AnyMapping, ...], distributed: bool) -> tuple[AnyMapping, ...]:
+    """Return the main process's mappings on every process; all of them must call this."""
+    return comm.all_gather(mappings)[0] if distributed else mappings
+
+
 def save_mappings(path: str | Path, mappings: Iterable[ClassMapping], classes: Sequence[str]) -> None:
     """Write mappings, with the names of the classes for the reader's sake, to a JSON file."""
     content: dict[str, Any] = {"classes": list(classes), "mappings": []}
     for mapping in mappings:
         entry = {"name": mapping.name, "fitted_on": mapping.fitted_on, "votes": mapping.votes}
         content["mappings"].append({**entry, "assignment": mapping.assignment.tolist()})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    write_json(path, content)
 
 
 def load_mappings(path: str | Path) -> tuple[ClassMapping, ...]:
-    """Return the mappings of a file that :func:`save_mappings` wrote.
+    """Return the mappings of a file that :func:`save_mappings` wrote, for the evaluation of another split.
 
     Raises:
-        ValueError: if the file is no such file.
+        ValueError: if the file is missing or no such file.
     """
     try:
-        entries = json.loads(Path(path).read_text())["mappings"]
+        content = json.loads(Path(path).read_text())
+        entries, classes = content["mappings"], tuple(str(name) for name in content["classes"])
         return tuple(
             ClassMapping(
                 str(entry["name"]),
                 np.asarray(entry["assignment"], dtype=np.int64),
                 str(entry["fitted_on"]),
                 int(entry["votes"]),
+                classes,
             )
             for entry in entries
         )
+    except OSError as error:
+        raise ValueError(f"cannot read class mappings {path}: {error.strerror or error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a file of class mappings: {error!r}") from error
 

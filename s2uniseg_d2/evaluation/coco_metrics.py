@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from pycocotools.cocoeval import COCOeval
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("pycocotools", "faster_coco_eval")
+BACKENDS = ("faster_coco_eval", "pycocotools")
+DEFAULT_BACKEND = "faster_coco_eval"
 REFERENCE_MAX_DETS = 100  # the limit that COCO's plain "AP" means
 AREAS = ("", "s", "m", "l")  # suffixes, in the order of COCOeval's area ranges: all, small, medium, large
 
@@ -58,32 +60,38 @@ def evaluate_coco(
     iou_type: str,
     *,
     max_dets: Sequence[int] = (1, 10, 100),
-    backend: str = "pycocotools",
+    backend: str = DEFAULT_BACKEND,
+    category_ids: Sequence[int] | None = None,
 ) -> Any:
     """Return an accumulated ``COCOeval`` of either library, with ``eval["precision"]`` and ``eval["recall"]``.
 
     All limits of ``max_dets`` come from one matching pass. Ties in the score keep the order of ``predictions``.
 
     Args:
-        truth: the annotations.
+        truth: the annotations, as :func:`complete_truth` leaves them.
         predictions: COCO results with ``image_id``, ``category_id``, ``score`` and ``segmentation`` or ``bbox``; left
             as they are. May be empty: recall and precision are then 0 where there is truth.
         iou_type: "segm" or "bbox".
         max_dets: increasing limits on detections per picture and class, 100 among them.
-        backend: "pycocotools", or "faster_coco_eval" for the same figures sooner.
+        backend: "faster_coco_eval", or "pycocotools" for the same figures (to 1e-12) later.
+        category_ids: the categories that count; None is all.
 
     Raises:
-        ValueError: if ``iou_type``, ``max_dets`` or ``backend`` is unknown.
+        ValueError: if ``iou_type``, ``max_dets`` or ``backend`` is unknown, or a prediction names a picture or category
+            that the truth does not list.
     """
     if iou_type not in ("segm", "bbox"):
         raise ValueError(f"iou_type must be 'segm' or 'bbox', got {iou_type!r}")
-    geometry = "segmentation" if iou_type == "segm" else "bbox"
-    # a result with both would have its area, hence small/medium/large, taken from the box
-    results = [{key: entry[key] for key in ("image_id", "category_id", "score", geometry)} for entry in predictions]
     limits = list(check_max_dets(max_dets))
+    evaluator = _evaluator(backend)
+    for name, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
+        if unknown := {entry[name] for entry in predictions} - known.keys():
+            raise ValueError(f"predictions must be of the truth's pictures and categories, got {name} {min(unknown)!r}")
     with stdout_in_log():
-        evaluation = _evaluator(backend)(truth, _load_results(truth, results), iou_type)
+        evaluation = evaluator(truth, _index_results(truth, predictions, iou_type), iou_type)
         evaluation.params.maxDets = limits
+        if category_ids is not None:
+            evaluation.params.catIds = sorted(category_ids)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
@@ -92,16 +100,17 @@ def evaluate_coco(
 def coco_figures(evaluation: Any) -> dict[str, float]:
     """Return AP, AP50, AP75, APs/m/l, AR@n for every limit n, and ARs/m/l@100, in percent, of an accumulated COCOeval.
 
-    The AP columns stand at 100 detections, COCO's and CutLER's limit; a limit above 100 adds them again as ``AP@n``,
-    ``AP50@n``, ... (UnSAM's protocol is n = 1000). nan where there is no truth in the area range.
+    The AP columns stand at 100 detections, COCO's and CutLER's limit. Where a limit above 100 makes a second reading
+    (UnSAM's protocol is n = 1000), all of them are given again under the name of their limit, ``AP@100`` and
+    ``AP@1000``, and so on. nan where there is no truth in the area range.
     """
     figures: dict[str, float] = {}
     limits = list(evaluation.params.maxDets)
     precision, recall = np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
-    for index, limit in enumerate(limits):
-        if limit < REFERENCE_MAX_DETS:
-            continue
-        suffix = "" if limit == REFERENCE_MAX_DETS else f"@{limit}"
+    readings = [(limits.index(REFERENCE_MAX_DETS), "")]
+    if limits[-1] > REFERENCE_MAX_DETS:
+        readings += [(index, f"@{limit}") for index, limit in enumerate(limits) if limit >= REFERENCE_MAX_DETS]
+    for index, suffix in readings:
         for name, iou in (("AP", None), ("AP50", 0.5), ("AP75", 0.75)):
             rows = slice(None) if iou is None else np.isclose(evaluation.params.iouThrs, iou)
             figures[name + suffix] = _percent(precision[rows][..., 0, index])
@@ -114,17 +123,43 @@ def coco_figures(evaluation: Any) -> dict[str, float]:
     return figures
 
 
-def class_figures(evaluation: Any) -> list[float]:
-    """Return the AP at 100 detections of every class in percent, in the order of ``evaluation.params.catIds``."""
+def class_figures(evaluation: Any) -> list[dict[str, float]]:
+    """Return AP and AR@100 of every class in percent, in the order of ``evaluation.params.catIds``."""
     index = list(evaluation.params.maxDets).index(REFERENCE_MAX_DETS)
-    precision = np.asarray(evaluation.eval["precision"])
-    return [_percent(precision[:, :, k, 0, index]) for k in range(precision.shape[2])]
+    precision, recall = np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+    return [
+        {
+            "AP": _percent(precision[:, :, k, 0, index]),
+            f"AR@{REFERENCE_MAX_DETS}": _percent(recall[:, k, 0, index]),
+        }
+        for k in range(precision.shape[2])
+    ]
+
+
+def picture_overlaps(evaluation: Any) -> dict[int, float]:
+    """Return for every picture the mean, over its objects, of the best IoU that a prediction of the class has with it.
+
+    In [0, 1]. Crowd regions are no objects; a picture without an object is left out. Of more predictions than the last
+    limit on detections, those of the highest score count.
+    """
+    flags: dict[tuple[int, int], list[bool]] = defaultdict(list)
+    counted = set(evaluation.params.catIds)
+    for entry in evaluation.cocoGt.dataset.get("annotations", []):
+        if entry["category_id"] in counted:
+            flags[entry["image_id"], entry["category_id"]].append(not entry["iscrowd"])
+    best: dict[int, list[float]] = defaultdict(list)
+    for (image_id, category_id), is_object in flags.items():
+        overlaps = np.asarray(evaluation.ious[image_id, category_id], dtype=np.float64)
+        highest = overlaps.max(axis=0) if overlaps.size else np.zeros(len(is_object))
+        best[image_id].extend(highest[np.asarray(is_object)].tolist())
+    return {image_id: float(np.mean(values)) for image_id, values in sorted(best.items()) if values}
 
 
 def complete_truth(truth: COCO, iou_types: Sequence[str], source: str) -> None:
     """Fill in, in memory, what COCOeval needs and hand-made files leave out: ``iscrowd`` 0, ``area`` of mask or box.
 
-    Annotation ids that are repeated or 0 are numbered anew: COCOeval reads id 0 as "not matched".
+    The annotations' own ``area`` decides between small, medium and large, as in COCO. Annotation ids that are
+    repeated or 0 are numbered anew: COCOeval reads id 0 as "not matched".
 
     Raises:
         ValueError: if an annotation has no mask (or no box) although ``iou_types`` asks for it, or names a picture or
@@ -169,14 +204,33 @@ def _evaluator(backend: str) -> Any:
     raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
 
 
-def _load_results(truth: COCO, results: list[dict[str, Any]]) -> COCO:
-    if results:
-        return truth.loadRes(results)
-    # loadRes reads the first result to learn the type, so no results need a table of their own
-    empty = COCO()
-    empty.dataset = {key: truth.dataset.get(key, []) for key in ("images", "categories")} | {"annotations": []}
-    empty.createIndex()
-    return empty
+def _index_results(truth: COCO, predictions: Sequence[dict[str, Any]], iou_type: str) -> COCO:
+    """What ``truth.loadRes`` returns, also for no predictions at all, and with all areas measured in few calls."""
+    # of a result with mask and box, loadRes would take the area, hence small/medium/large, from the box
+    geometry = "segmentation" if iou_type == "segm" else "bbox"
+    shapes = [entry[geometry] for entry in predictions]
+    if iou_type == "segm":
+        # pycocotools 2.0.11 counts the masks of one call in a uint8
+        parts = (shapes[start : start + 255] for start in range(0, len(shapes), 255))
+        areas = [area for part in parts for area in mask_coding.area(part).tolist()]
+    else:
+        areas = [width * height for _, _, width, height in shapes]
+    results = COCO()
+    results.dataset = {key: truth.dataset.get(key, []) for key in ("images", "categories")}
+    results.dataset["annotations"] = [
+        {
+            "id": number,
+            "image_id": entry["image_id"],
+            "category_id": entry["category_id"],
+            "score": entry["score"],
+            geometry: shape,
+            "area": area,
+            "iscrowd": 0,
+        }
+        for number, (entry, shape, area) in enumerate(zip(predictions, shapes, areas, strict=True), start=1)
+    ]
+    results.createIndex()
+    return results
 
 
 def _percent(values: NDArray[np.floating]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Instances
+from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from numpy.typing import NDArray
 from pycocotools import mask as mask_coding
@@ -29,21 +29,30 @@ from .class_mapping import (
 )
 from .coco_metrics import (
     BACKENDS,
+    DEFAULT_BACKEND,
     check_max_dets,
     class_figures,
     coco_figures,
     complete_truth,
     evaluate_coco,
+    picture_overlaps,
     stdout_in_log,
 )
+from .coco_results import Result, encode_instances
+from .whole_files import write_json
 
 logger = logging.getLogger(__name__)
 
-Prediction = dict[str, Any]
-
 
 class _InstanceEvaluator(COCOEvaluator):
-    """What both evaluators add to Detectron2's: checked truth, several limits on detections, AR in the results."""
+    """What both evaluators add to Detectron2's: checked truth, several limits on detections, AR in the results.
+
+    Attributes:
+        records: one JSON-able dict per picture that this process has seen; a run that goes on extends them with those
+            it had written before. A picture that comes twice counts once, as it came last.
+        per_picture: after ``evaluate()``, on the main process, :func:`~.coco_metrics.picture_overlaps` of the first of
+            ``tasks`` (and the first strategy), by image id.
+    """
 
     def __init__(
         self,
@@ -53,7 +62,7 @@ class _InstanceEvaluator(COCOEvaluator):
         *,
         tasks: Sequence[str] = ("segm",),
         max_dets: Sequence[int] = (1, 10, 100),
-        backend: str = "pycocotools",
+        backend: str = DEFAULT_BACKEND,
     ) -> None:
         """Load and check the truth.
 
@@ -62,9 +71,9 @@ class _InstanceEvaluator(COCOEvaluator):
             distributed: gather the predictions of all processes.
             output_dir: where predictions are written in COCO's results format, if anywhere.
             tasks: "segm", "bbox" or both.
-            max_dets: increasing limits on detections per picture, 100 among them; a fourth one such as 1000 adds
-                ``AP@1000`` and ``AR@1000``.
-            backend: "pycocotools" or "faster_coco_eval".
+            max_dets: increasing limits on detections per picture, 100 among them, all counted in one pass; a fourth
+                one such as 1000 adds ``AP@1000`` and ``AR@1000`` and changes no other figure.
+            backend: "faster_coco_eval", or "pycocotools" for the same figures later.
 
         Raises:
             ValueError: if an argument is unknown or the truth lacks what the tasks need.
@@ -75,8 +84,12 @@ class _InstanceEvaluator(COCOEvaluator):
             raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
         self._max_dets = check_max_dets(max_dets)
         self._backend = backend
+        self.per_picture: dict[int, float] = {}
         try:
             super().__init__(dataset_name, tuple(tasks), distributed, output_dir, use_fast_impl=False)
+        except OSError as error:
+            path = MetadataCatalog.get(dataset_name).get("json_file")
+            raise ValueError(f"cannot read the truth {path} of {dataset_name}: {error.strerror or error}") from error
         except (AssertionError, AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             path = MetadataCatalog.get(dataset_name).get("json_file")
             raise ValueError(f"{path} of {dataset_name} is not in COCO's format: {error!r}") from error
@@ -84,32 +97,82 @@ class _InstanceEvaluator(COCOEvaluator):
         if self._do_evaluation:
             complete_truth(self._coco_api, self._tasks, self._metadata.json_file)
 
+        self.reset()
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What has been kept so far, in the order of ``process``: ``image_id`` and ``instances`` as COCO results."""
+        return self._predictions
+
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Keep the predictions of a batch, masks run-length encoded.
 
         Raises:
-            ValueError: if a picture is not one of the data set's truth.
+            ValueError: if a picture is not one of the data set's truth, a score is not finite, or masks are missing or
+                of another size than the picture.
         """
-        for entry in inputs:
-            if entry["image_id"] not in self._coco_api.imgs:
-                raise ValueError(
-                    f"image_id {entry['image_id']!r} is not in the truth of {self._dataset_name}: "
-                    f"these predictions are of another data set"
-                )
-        super().process(inputs, [_with_array_masks(output) for output in outputs])
+        for entry, output in zip(inputs, outputs, strict=True):
+            image_id, instances = entry["image_id"], output["instances"]
+            picture = self._check_picture(image_id)
+            if "segm" in self._tasks and len(instances):
+                if not instances.has("pred_masks"):
+                    raise ValueError(f"the prediction of image_id {image_id!r} has no pred_masks, which segm needs")
+                size = (picture.get("height"), picture.get("width"))
+                if tuple(instances.pred_masks.shape[1:]) != size and None not in size:
+                    raise ValueError(
+                        f"masks of image_id {image_id!r} must have the truth's size {size}, "
+                        f"got {tuple(instances.pred_masks.shape[1:])}"
+                    )
+            self._predictions.append({"image_id": image_id, "instances": encode_instances(instances, image_id)})
 
-    def _evaluate_task(self, predictions: list[Prediction], task: str) -> Any:
-        return evaluate_coco(self._coco_api, predictions, task, max_dets=self._max_dets, backend=self._backend)
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Return the results on the main process, nothing on others; pictures without prediction count as missed."""
+        self.per_picture = {}
+        records = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather(records)
+            if not comm.is_main_process():
+                return OrderedDict()
+            records = list(itertools.chain.from_iterable(gathered))
+        pictures = {self._check_picture(entry["image_id"])["id"]: entry["instances"] for entry in records}
+        if missing := len(self._coco_api.imgs) - len(pictures):
+            logger.warning("%d of %d pictures of the truth have no prediction", missing, len(self._coco_api.imgs))
+        self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
+        self._evaluate_results(list(itertools.chain.from_iterable(pictures[key] for key in sorted(pictures))))
+        return self._results
 
-    def _write_predictions(self, predictions: list[Prediction], name: str) -> None:
+    def _check_picture(self, image_id: Any) -> dict[str, Any]:
+        if image_id not in self._coco_api.imgs:
+            raise ValueError(
+                f"image_id {image_id!r} is not in the truth of {self._dataset_name}: "
+                f"these predictions are of another data set"
+            )
+        return self._coco_api.imgs[image_id]
+
+    def _evaluate_results(self, results: list[Result]) -> None:
+        raise NotImplementedError
+
+    def _evaluate_task(self, predictions: list[Result], task: str, category_ids: Sequence[int] | None = None) -> Any:
+        settings: dict[str, Any] = {"max_dets": self._max_dets, "backend": self._backend}
+        evaluation = evaluate_coco(self._coco_api, predictions, task, category_ids=category_ids, **settings)
+        if task == self._tasks[0] and not self.per_picture:
+            self.per_picture = picture_overlaps(evaluation)
+        return evaluation
+
+    def _write_predictions(self, predictions: list[Result], name: str) -> None:
         if self._output_dir:
             path = Path(self._output_dir) / f"coco_instances_results_{name}.json"
-            path.write_text(json.dumps(predictions))
+            write_json(path, predictions)
             logger.info("COCO results written to %s", path)
 
 
 class AgnosticCOCOEvaluator(_InstanceEvaluator):
     """Class-agnostic instance AP and AR as CutLER reports them, and UnSAM's with ``max_dets=(1, 10, 100, 1000)``.
+
+    CutLER's protocol is AP and AR at 100 detections per picture, UnSAM's both at 1000; one pass gives the two, as
+    ``AP@100`` (also plain ``AP``), ``AP@1000``, ``AR@100``, ``AR@1000``. ``output_dir`` gets
+    ``coco_instances_results_agnostic.json``, COCO's results format.
 
     Every object and every prediction is of one class, which is what ``useCats=0`` and CutLER's one-category file mean;
     crowd regions stay crowd. Results are under ``segm_agnostic`` (and ``bbox_agnostic``): AP, AP50, AP75, APs, APm,
@@ -128,8 +191,8 @@ class AgnosticCOCOEvaluator(_InstanceEvaluator):
         with stdout_in_log():
             truth.createIndex()
 
-    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: list[int] | None = None) -> None:
-        results = [{**entry, "category_id": 1} for entry in _flatten(predictions)]
+    def _evaluate_results(self, results: list[Result]) -> None:
+        results = [{**entry, "category_id": 1} for entry in results]
         self._write_predictions(results, "agnostic")
         if not self._do_evaluation:
             logger.info("%s has no annotations: nothing to evaluate", self._dataset_name)
@@ -150,9 +213,14 @@ class MappedCOCOEvaluator(_InstanceEvaluator):
     and the objects it found stay missed.
 
     Results are under ``segm_mapped`` (and ``bbox_mapped``): the keys of :class:`AgnosticCOCOEvaluator` with the
-    strategy behind (``AP_hungarian``, ``AR@100_majority``), the AP of each class (``AP_hungarian-person``) and
+    strategy behind (``AP_hungarian``, ``AR@100_majority``), AP and AR@100 of each class (``AP_hungarian-person``) and
     ``votes_hungarian-<split>``, which names the split of the fit. With the identity mapping the figures are those of
-    the bare ``COCOEvaluator``. No prediction, no object and no annotations behave as there.
+    the bare ``COCOEvaluator``. No prediction, no object and no annotations behave as there; without a single vote no
+    pseudo-class has a class, so AP and AR are 0. Classes that no pseudo-class is mapped to count with 0.
+
+    Categories of ``json_file`` that ``thing_dataset_id_to_contiguous_id`` leaves out (UVO's "other") are left out of
+    votes, AP and AR; the log names them. ``output_dir`` gets ``coco_instances_results_<strategy>.json`` with the data
+    set's category ids, and ``class_mapping_instance.json``.
 
     Differs from U2Seg: its votes need a score >= 0.6 and a box IoU > 0.7; an unsupervised objectness has no fixed scale
     and this method predicts masks, so the defaults are any score and a mask IoU > 0.5. ``match_score=0.6,
@@ -173,7 +241,7 @@ class MappedCOCOEvaluator(_InstanceEvaluator):
         match_by: str = "segm",
         tasks: Sequence[str] = ("segm",),
         max_dets: Sequence[int] = (1, 10, 100),
-        backend: str = "pycocotools",
+        backend: str = DEFAULT_BACKEND,
     ) -> None:
         """Load and check the truth.
 
@@ -207,7 +275,8 @@ class MappedCOCOEvaluator(_InstanceEvaluator):
         self._num_clusters = num_clusters
         self._category_ids = self._contiguous_category_ids()
         self._strategies = check_strategies(strategies)
-        self._given = None if mappings is None else check_mappings(mappings, num_clusters, len(self._category_ids))
+        self._names = [self._coco_api.cats[category]["name"] for category in self._category_ids]
+        self._given = None if mappings is None else check_mappings(mappings, num_clusters, self._names)
         self._match_score, self._match_iou, self._match_by = match_score, match_iou, match_by
         self.mappings: tuple[ClassMapping, ...] = self._given or ()  # those of the last evaluation
 
@@ -221,7 +290,7 @@ class MappedCOCOEvaluator(_InstanceEvaluator):
             check_pseudo_classes(output["instances"].pred_classes.cpu().numpy(), self._num_clusters)
         super().process(inputs, outputs)
 
-    def count_votes(self, results: list[Prediction]) -> NDArray[np.int64]:
+    def count_votes(self, results: list[Result]) -> NDArray[np.int64]:
         """Return the ``(K, C)`` votes of COCO-format results whose ``category_id`` is the pseudo-class."""
         column = {category: number for number, category in enumerate(self._category_ids)}
         counts = np.zeros((self._num_clusters, len(column)), dtype=np.int64)
@@ -242,16 +311,16 @@ class MappedCOCOEvaluator(_InstanceEvaluator):
                 counts[predicted[p]["category_id"], column[objects[o]["category_id"]]] += 1
         return counts
 
-    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: list[int] | None = None) -> None:
-        results = _flatten(predictions)
+    def _evaluate_results(self, results: list[Result]) -> None:
         if not self._do_evaluation:
             self._write_predictions(results, "pseudo_classes")
             logger.info("%s has no annotations: nothing to evaluate", self._dataset_name)
             return
-        self.mappings = self._given or fit_mappings(self.count_votes(results), self._strategies, self._dataset_name)
-        names = [self._coco_api.cats[category]["name"] for category in self._category_ids]
+        self.mappings = self._given or fit_mappings(
+            self.count_votes(results), self._strategies, self._dataset_name, self._names
+        )
         if self._output_dir:
-            save_mappings(Path(self._output_dir) / "class_mapping_instance.json", self.mappings, names)
+            save_mappings(Path(self._output_dir) / "class_mapping_instance.json", self.mappings, self._names)
         figures: dict[str, dict[str, float]] = {task: {} for task in self._tasks}
         for mapping in self.mappings:
             mapped = self._apply(mapping, results)
@@ -263,14 +332,15 @@ class MappedCOCOEvaluator(_InstanceEvaluator):
             shown = {key: value for key, value in figures[task].items() if "-" not in key}
             logger.info("Class-aware %s on %s:\n%s", task, self._dataset_name, create_small_table(shown))
 
-    def _task_figures(self, mapped: list[Prediction], task: str, mapping: ClassMapping) -> dict[str, float]:
-        evaluation = self._evaluate_task(mapped, task)
+    def _task_figures(self, mapped: list[Result], task: str, mapping: ClassMapping) -> dict[str, float]:
+        evaluation = self._evaluate_task(mapped, task, self._category_ids)
         figures = {f"{key}_{mapping.name}": value for key, value in coco_figures(evaluation).items()}
-        for category, value in zip(evaluation.params.catIds, class_figures(evaluation), strict=True):
-            figures[f"AP_{mapping.name}-{self._coco_api.cats[category]['name']}"] = value
+        for category, values in zip(evaluation.params.catIds, class_figures(evaluation), strict=True):
+            label = self._coco_api.cats[category]["name"]
+            figures.update({f"{key}_{mapping.name}-{label}": value for key, value in values.items()})
         return figures | mapping.provenance
 
-    def _apply(self, mapping: ClassMapping, results: list[Prediction]) -> list[Prediction]:
+    def _apply(self, mapping: ClassMapping, results: list[Result]) -> list[Result]:
         """Results with the data set's own category ids, without those that have no class."""
         classes = mapping(np.asarray([entry["category_id"] for entry in results], dtype=np.int64))
         return [
@@ -282,6 +352,8 @@ class MappedCOCOEvaluator(_InstanceEvaluator):
     def _contiguous_category_ids(self) -> list[int]:
         known = sorted(self._coco_api.cats)
         contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if not (known if contiguous is None else contiguous):
+            raise ValueError(f"{self._dataset_name} has no class to map to, which class-aware evaluation needs")
         if contiguous is None:
             return known
         ordered = sorted(contiguous, key=contiguous.__getitem__)
@@ -290,17 +362,6 @@ class MappedCOCOEvaluator(_InstanceEvaluator):
                 f"thing_dataset_id_to_contiguous_id of {self._dataset_name} names category ids {missing} that its "
                 f"json_file does not list"
             )
+        if others := [self._coco_api.cats[category]["name"] for category in known if category not in contiguous]:
+            logger.info("%s: categories %s are left out of votes, AP and AR", self._dataset_name, others)
         return ordered
-
-
-def _with_array_masks(output: dict[str, Any]) -> dict[str, Any]:
-    """The output with its masks as one numpy array: numpy 2 warns when Detectron2 hands it a tensor."""
-    instances = output["instances"]
-    fields = dict(instances.get_fields())
-    if "pred_masks" in fields:
-        fields["pred_masks"] = fields["pred_masks"].cpu().numpy()
-    return {"instances": Instances(instances.image_size, **fields)}
-
-
-def _flatten(predictions: list[dict[str, Any]]) -> list[Prediction]:
-    return list(itertools.chain.from_iterable(entry["instances"] for entry in predictions))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s2uniseg_d2.core.assignment import UNMATCHED
+from s2uniseg_d2.data.center_crop import CenterCrop
 
 from .class_mapping import (
     DEFAULT_STRATEGIES,
@@ -27,7 +28,9 @@ from .class_mapping import (
     check_strategies,
     fit_mappings,
     save_mappings,
+    share_mappings,
 )
+from .png_maps import check_names, read_labels, write_labels
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +81,32 @@ def semantic_quality(confusion: NDArray[np.integer]) -> SemanticQuality:
     )
 
 
+VOTES = ("pixels", "masks")
+UNLABELLED = 65535  # in the written maps of pseudo-classes and classes
+
+
 class MappedSemSegEvaluator(SemSegEvaluator):
     """Pixel accuracy and mIoU of ``sem_seg_labels`` after mapping pseudo-classes to classes, by every strategy at once.
 
-    Every pixel with a truth gives its pseudo-class one vote for its class; -1 in the prediction means no pseudo-class
-    and is wrong everywhere. Pixels of a pseudo-class without a class are wrong too.
+    With ``vote`` "pixels", STEGO's confusion matrix, every pixel with a truth gives its pseudo-class one vote for its
+    class. With "masks", U2Seg's, all pixels of a picture that share a pseudo-class are one mask, which has one vote for
+    every class whose mask in the picture it overlaps with an IoU above ``vote_iou``. -1 in the prediction means no
+    pseudo-class and is wrong everywhere; so is a pseudo-class without a class. Without a single vote, and in classes
+    that no pseudo-class is mapped to, all is wrong: 0.
 
     Results are under ``sem_seg_mapped``: ``PixelAcc_<strategy>``, ``mIoU_<strategy>``, ``fwIoU_<strategy>``,
     ``mACC_<strategy>`` in percent, the classes' ``IoU_<strategy>-<class>`` and ``ACC_<strategy>-<class>``, and
     ``votes_<strategy>-<split>``, which names the split of the fit. With the identity mapping the figures are those of
-    the bare ``SemSegEvaluator``. Truth without a single labelled pixel gives nan.
+    the bare ``SemSegEvaluator``. Truth without a single labelled pixel gives nan. A picture without a prediction is
+    left out, as in Detectron2's, with a warning.
+
+    Differs from U2Seg, whose accuracy leaves out the pixels of pseudo-classes without a class.
+
+    Attributes:
+        records: one JSON-able dict per picture that this process has seen; a run that goes on extends them with those
+            it had written before. A picture that comes twice counts once, as it came last.
+        per_picture: after ``evaluate()``, on the main process, the pixel accuracy in [0, 1] of every picture that has
+            truth, under the first strategy, by ``image_id`` (by ``file_name`` where pictures have none).
     """
 
     def __init__(
@@ -99,6 +118,10 @@ class MappedSemSegEvaluator(SemSegEvaluator):
         num_clusters: int,
         strategies: Sequence[str] = DEFAULT_STRATEGIES,
         mappings: Sequence[ClassMapping] | None = None,
+        truth_geometry: CenterCrop | None = None,
+        vote: str = "pixels",
+        vote_iou: float = 0.15,
+        write_maps: bool = False,
     ) -> None:
         """Find the truth of every picture.
 
@@ -110,6 +133,12 @@ class MappedSemSegEvaluator(SemSegEvaluator):
             num_clusters: K, how many pseudo-classes there are.
             strategies: which mappings to fit, on the evaluated split itself.
             mappings: fitted elsewhere, used in place of ``strategies``.
+            truth_geometry: what is done to the truth before it is compared; the pictures must have been cut by the same
+                object. COCOStuff-27 (STEGO): ``CenterCrop(320, 320)``. None compares whole pictures.
+            vote: "pixels" or "masks".
+            vote_iou: see above, in [0, 1); U2Seg's is 0.15. A mask is all of its pixels, with or without a truth.
+            write_maps: write ``semantic_pseudo_classes/<picture>.png`` and ``semantic_<strategy>/<picture>.png`` to
+                ``output_dir``, 16-bit label maps with 65535 for none.
 
         Raises:
             ValueError: if an argument is out of range or the data set lacks semantic truth.
@@ -117,64 +146,108 @@ class MappedSemSegEvaluator(SemSegEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         if not metadata.get("stuff_classes"):
             raise ValueError(f"{dataset_name} has no stuff_classes in its metadata, which semantic evaluation needs")
-        if missing := [r["file_name"] for r in DatasetCatalog.get(dataset_name) if "sem_seg_file_name" not in r]:
+        listed = DatasetCatalog.get(dataset_name)
+        if missing := [r["file_name"] for r in listed if "sem_seg_file_name" not in r]:
             raise ValueError(
                 f"{dataset_name} has {len(missing)} pictures without sem_seg_file_name, first {missing[0]}"
             )
         if num_clusters < 1:
             raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
+        if vote not in VOTES:
+            raise ValueError(f"vote must be one of {VOTES}, got {vote!r}")
+        if not 0.0 <= vote_iou < 1.0:
+            raise ValueError(f"vote_iou must lie in [0, 1), got {vote_iou}")
+        if write_maps and (output_dir is None or num_clusters > UNLABELLED):
+            raise ValueError(
+                f"write_maps needs an output_dir and at most {UNLABELLED} pseudo-classes, "
+                f"got {output_dir} and {num_clusters}"
+            )
         if metadata.get("ignore_label") is None:
             metadata.ignore_label = 255
         super().__init__(dataset_name, distributed, output_dir, sem_seg_loading_fn=load_label_map)
         self._num_clusters = num_clusters
         self._strategies = check_strategies(strategies)
-        self._given = None if mappings is None else check_mappings(mappings, num_clusters, self._num_classes)
+        self._given = None if mappings is None else check_mappings(mappings, num_clusters, self._class_names)
+        self._truth_geometry, self._vote, self._vote_iou = truth_geometry, vote, vote_iou
+        self._map_names = check_names([record["file_name"] for record in listed]) if write_maps else {}
         self.mappings: tuple[ClassMapping, ...] = self._given or ()  # those of the last evaluation
+        self.per_picture: dict[int | str, float] = {}
         self.reset()
 
     def reset(self) -> None:
-        """Forget all counts."""
-        # the last row counts pixels without a pseudo-class, the last column pixels without a truth
-        self._counts = np.zeros((self._num_clusters + 1, self._num_classes + 1), dtype=np.int64)
+        """Forget all pictures."""
+        self.records: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Count a batch's pixels by pseudo-class and true class.
+        """Count each picture's pixels by pseudo-class and true class.
 
         Raises:
-            ValueError: if a picture is not of the data set, its truth has another size or an unknown label, or a
-                pseudo-class is not below ``num_clusters``.
+            ValueError: if a picture is not of the data set, its truth is missing, has another size or an unknown label,
+                or a pseudo-class is not below ``num_clusters``.
         """
         for entry, output in zip(inputs, outputs, strict=True):
             labels = output["sem_seg_labels"].cpu().numpy()
             check_pseudo_classes(labels, self._num_clusters, lowest=UNMATCHED)
             truth = self._load_truth(entry["file_name"], labels.shape)
+            # the last row counts pixels without a pseudo-class, the last column pixels without a truth
             rows = np.where(labels == UNMATCHED, self._num_clusters, labels).ravel()
-            pairs = rows * self._counts.shape[1] + truth.ravel()
-            self._counts += np.bincount(pairs, minlength=self._counts.size).reshape(self._counts.shape)
+            table = np.bincount(rows * (self._num_classes + 1) + truth.ravel())
+            pairs = np.flatnonzero(table)
+            name = {"image_id": entry.get("image_id", entry["file_name"]), "file_name": entry["file_name"]}
+            self.records.append({**name, "pairs": pairs.tolist(), "pixels": table[pairs].tolist()})
+            if self._map_names:
+                write_labels(self._map_path("pseudo_classes", entry["file_name"]), labels, UNLABELLED)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """Return the results on the main process, None on others."""
+        self.per_picture = {}
+        records = self.records
         if self._distributed:
             comm.synchronize()
-            gathered = comm.gather(self._counts)
-            if not comm.is_main_process():
-                return None
-            self._counts = np.sum(gathered, axis=0)
-        counts = self._counts[:, :-1]
-        self.mappings = self._given or fit_mappings(counts[:-1], self._strategies, self._dataset_name)
+            gathered = comm.gather(records)
+            records = [entry for part in gathered for entry in part]
+        results: dict[str, float] | None = None
+        if not self._distributed or comm.is_main_process():
+            results = self._evaluate_records({entry["file_name"]: entry for entry in records})
+        if self._map_names:
+            self.mappings = share_mappings(self.mappings, self._distributed)
+            self._write_mapped_maps()
+        return None if results is None else OrderedDict({"sem_seg_mapped": results})
+
+    def _evaluate_records(self, records: dict[str, dict[str, Any]]) -> dict[str, float]:
+        if unknown := records.keys() - self.input_file_to_gt_file.keys():
+            raise ValueError(f"{min(unknown)} is not a picture of {self._dataset_name}: a record of another data set")
+        if missing := len(self.input_file_to_gt_file) - len(records):
+            logger.warning("%d of %d pictures have no prediction", missing, len(self.input_file_to_gt_file))
+        shape = (self._num_clusters + 1, self._num_classes + 1)
+        counts, votes = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        for entry in records.values():
+            table = _table_of(entry, shape)
+            counts += table
+            votes += table if self._vote == "pixels" else mask_votes(table, self._vote_iou)
+        self.mappings = self._given or fit_mappings(
+            votes[:-1, :-1], self._strategies, self._dataset_name, self._class_names
+        )
         if self._output_dir:
             save_mappings(Path(self._output_dir) / "class_mapping_semantic.json", self.mappings, self._class_names)
         results: dict[str, float] = {}
         for mapping in self.mappings:
-            results.update(self._figures(mapping, counts))
+            results.update(self._figures(mapping, counts[:, :-1]))
+        for _, entry in sorted(records.items()):
+            confusion = self._confusion(self.mappings[0], _table_of(entry, shape)[:, :-1])
+            if pixels := confusion.sum():
+                self.per_picture[entry["image_id"]] = float(confusion.diagonal().sum() / pixels)
         shown = {key: value for key, value in results.items() if "-" not in key}
         logger.info("Semantic segmentation on %s:\n%s", self._dataset_name, create_small_table(shown))
-        return OrderedDict({"sem_seg_mapped": results})
+        return results
 
-    def _figures(self, mapping: ClassMapping, counts: NDArray[np.int64]) -> dict[str, float]:
+    def _confusion(self, mapping: ClassMapping, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         confusion = np.zeros((self._num_classes + 1, self._num_classes), dtype=np.int64)
         np.add.at(confusion, np.append(mapping.assignment, UNMATCHED), counts)  # row -1 is the last, "no class"
-        quality = semantic_quality(confusion)
+        return confusion
+
+    def _figures(self, mapping: ClassMapping, counts: NDArray[np.int64]) -> dict[str, float]:
+        quality = semantic_quality(self._confusion(mapping, counts))
         figures = {
             f"PixelAcc_{mapping.name}": 100 * quality.pixel_accuracy,
             f"mIoU_{mapping.name}": 100 * quality.mean_iou,
@@ -191,7 +264,12 @@ class MappedSemSegEvaluator(SemSegEvaluator):
         if file_name not in self.input_file_to_gt_file:
             raise ValueError(f"{file_name} is not a picture of {self._dataset_name}: a prediction of another data set")
         path = self.input_file_to_gt_file[file_name]
-        truth: NDArray[np.int64] = self.sem_seg_loading_fn(path)
+        try:
+            truth: NDArray[np.int64] = self.sem_seg_loading_fn(path)
+        except OSError as error:
+            raise ValueError(f"cannot read the truth {path} of {file_name}: {error.strerror or error}") from error
+        if self._truth_geometry is not None:
+            truth = self._truth_geometry(truth)
         if truth.shape != shape:
             raise ValueError(f"{path} must have the prediction's size {shape}, got {truth.shape}")
         ignored = truth == self._ignore_label
@@ -202,6 +280,33 @@ class MappedSemSegEvaluator(SemSegEvaluator):
             )
         truth[ignored] = self._num_classes
         return truth
+
+    def _map_path(self, kind: str, file_name: str) -> Path:
+        return Path(self._output_dir) / f"semantic_{kind}" / self._map_names[file_name]
+
+    def _write_mapped_maps(self) -> None:
+        for entry in self.records:
+            labels = read_labels(self._map_path("pseudo_classes", entry["file_name"]), UNLABELLED)
+            for mapping in self.mappings:
+                write_labels(self._map_path(mapping.name, entry["file_name"]), mapping(labels), UNLABELLED)
+
+
+def mask_votes(table: NDArray[np.int64], vote_iou: float) -> NDArray[np.int64]:
+    """Return U2Seg's votes of one picture: 1 where the mask of a row and that of a column have an IoU above a limit.
+
+    Args:
+        table: ``(R, C)`` pixels by predicted and true mask; rows and columns for "none" belong to it, since the pixels
+            there are part of the masks that they meet.
+        vote_iou: the limit.
+    """
+    union = table.sum(axis=1, keepdims=True) + table.sum(axis=0, keepdims=True) - table
+    return (table / np.maximum(union, 1) > vote_iou).astype(np.int64)
+
+
+def _table_of(record: dict[str, Any], shape: tuple[int, int]) -> NDArray[np.int64]:
+    table = np.zeros(shape[0] * shape[1], dtype=np.int64)
+    table[record["pairs"]] = record["pixels"]
+    return table.reshape(shape)
 
 
 def load_label_map(path: str, dtype: type = np.int64) -> NDArray[np.int64]:

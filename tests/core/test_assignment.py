@@ -5,7 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from s2uniseg_d2.core.assignment import hungarian_assignment, majority_assignment, relabel
+from s2uniseg_d2.core.assignment import (
+    STRATEGIES,
+    hungarian_assignment,
+    hungarian_then_majority_assignment,
+    majority_assignment,
+    relabel,
+)
 
 
 def test_strategies_differ_where_one_class_is_wanted_twice():
@@ -36,11 +42,20 @@ def test_hungarian_collects_as_many_votes_as_any_one_to_one_assignment(shape):
         assert counts[np.flatnonzero(assignment >= 0), taken].sum() == best
 
 
+def test_the_third_strategy_completes_the_first():
+    # one to one: 0 -> 1, 1 -> 0; left over: 2 joins its majority, 3 has no vote
+    counts = np.array([[10, 8], [9, 0], [1, 2], [0, 0]])
+    assert hungarian_then_majority_assignment(counts).tolist() == [1, 0, 1, -1]
+    assert majority_assignment(counts).tolist() == [0, 0, 1, -1]
+    fewer = counts[:1].T.repeat(3, axis=1)  # fewer clusters than classes
+    assert hungarian_then_majority_assignment(fewer).tolist() == hungarian_assignment(fewer).tolist()
+
+
 def test_majority_takes_the_lowest_of_equal_classes():
     assert majority_assignment([[0, 7, 7], [2, 2, 2]]).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("assign", [hungarian_assignment, majority_assignment])
+@pytest.mark.parametrize("assign", STRATEGIES.values())
 def test_empty_tables(assign):
     assert assign(np.zeros((0, 3))).shape == (0,)
     assert assign(np.zeros((3, 0))).tolist() == [-1, -1, -1]
@@ -48,7 +63,7 @@ def test_empty_tables(assign):
     assert assign(np.ones((2, 2))).dtype == np.int64
 
 
-@pytest.mark.parametrize("assign", [hungarian_assignment, majority_assignment])
+@pytest.mark.parametrize("assign", STRATEGIES.values())
 @pytest.mark.parametrize(
     ("counts", "message"),
     [

@@ -11,6 +11,8 @@ from detectron2.structures import BitMasks, Instances
 from PIL import Image
 from pycocotools import mask as mask_coding
 
+from s2uniseg_d2.evaluation import identity_mapping
+
 THINGS = {11: "disc", 12: "bar", 13: "star"}  # dataset ids on purpose neither contiguous nor from 0
 STUFF = {21: "sky", 22: "sea"}
 HEIGHT, WIDTH = 48, 64
@@ -148,3 +150,10 @@ def run(evaluator, inputs, outputs):
     for entry, output in zip(inputs, outputs, strict=True):
         evaluator.process([entry], [output])
     return evaluator.evaluate()
+
+
+def identity(num_clusters, num_classes):
+    """A mapping of the first pseudo-classes to the classes of their numbers, of the others to none."""
+    mapping = identity_mapping(num_clusters)
+    mapping.assignment[num_classes:] = -1
+    return mapping

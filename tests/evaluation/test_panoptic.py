@@ -8,7 +8,13 @@ import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from s2uniseg_d2.evaluation import MappedPanopticEvaluator, PanopticMapping, identity_mapping, load_mappings
+from s2uniseg_d2.evaluation import (
+    MappedPanopticEvaluator,
+    PanopticMapping,
+    identity_mapping,
+    load_panoptic_mappings,
+)
+from s2uniseg_d2.evaluation.png_maps import read_ids
 from tests.oracles.panoptic_slow import slow_panoptic_quality
 
 from .conftest import HEIGHT, STUFF, THINGS, WIDTH, predict, run
@@ -42,7 +48,8 @@ def test_truth_as_prediction_is_perfect(scenes):
     for strategy in ("hungarian", "majority"):
         for name in ("PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st"):
             assert results[f"{name}_{strategy}"] == 100
-        assert results[f"PQ_{strategy}-disc"] == 100
+        for name in ("PQ", "SQ", "RQ"):
+            assert results[f"{name}_{strategy}-disc"] == 100
         assert results[f"votes_{strategy}-{scenes.name}"] == 4 * (HEIGHT * WIDTH - 25)
 
 
@@ -78,10 +85,7 @@ def test_a_renaming_is_undone_and_things_and_stuff_are_apart(scenes, tmp_path):
             assert results[f"{name}_{strategy}"] == pytest.approx(plain[f"{name}_identity"])
     assert evaluator.mappings[0].things.assignment.tolist() == [1, 2, 0, -1]
     assert evaluator.mappings[0].stuff.assignment.tolist() == [0, -1, 1, -1]
-    files = [load_mappings(tmp_path / f"class_mapping_panoptic_{kind}.json") for kind in ("things", "stuff")]
-    again = MappedPanopticEvaluator(
-        scenes.name, num_clusters=4, mappings=[PanopticMapping(*pair) for pair in zip(*files, strict=True)]
-    )
+    again = MappedPanopticEvaluator(scenes.name, num_clusters=4, mappings=load_panoptic_mappings(tmp_path))
     assert run(again, inputs, outputs)["panoptic_mapped"] == results
 
 
@@ -131,6 +135,131 @@ def test_pictures_without_prediction_are_missed(scenes, caplog):
     assert nothing["PQ_hungarian"] == nothing["PQ_st_majority"] == 0
 
 
+def test_a_mapping_fitted_on_nothing_is_all_void(scenes, halves, caplog):
+    inputs, outputs = halves
+    things = [info | {"isthing": True} for info in outputs[0]["panoptic_seg"][1]]
+    outputs = [{"panoptic_seg": (outputs[0]["panoptic_seg"][0], things)}]
+    results = run(MappedPanopticEvaluator(scenes.name, num_clusters=2), inputs, outputs)["panoptic_mapped"]
+    assert caplog.text.count("votes for a class: all 2 pseudo-classes go unmapped") == 2
+    assert results["PQ_hungarian"] == results["PQ_st_majority"] == 0
+    assert np.isnan(results["PQ_th_majority"])  # no thing in the truth, and none is left of the prediction
+
+
+def test_the_third_strategy_is_cupss(scenes, halves):
+    inputs, outputs = halves
+    strategies = ("hungarian", "hungarian_then_majority")
+    evaluator = MappedPanopticEvaluator(scenes.name, num_clusters=3, strategies=strategies)
+    results = run(evaluator, inputs, outputs)["panoptic_mapped"]
+    assert results["PQ_hungarian_then_majority"] == 100
+    assert [m.stuff.assignment.tolist() for m in evaluator.mappings] == [[-1, 0, -1], [0, 0, -1]]
+
+
+def test_true_segments_of_one_class_stay_apart(scenes, halves):
+    # U2Seg's 80 + 15 classes: one predicted wall can match one of two true ones only
+    inputs, outputs = halves
+    content = json.loads((scenes.folder / "panoptic.json").read_text())
+    ids = np.ones((HEIGHT, WIDTH), dtype=np.int64)
+    ids[:, WIDTH * 3 // 4 :] = 2
+    content["annotations"][0]["segments_info"] = [{"id": number, "category_id": 21, "iscrowd": 0} for number in (1, 2)]
+    (scenes.folder / "panoptic.json").write_text(json.dumps(content))
+    Image.fromarray(np.stack([ids, ids * 0, ids * 0], axis=-1).astype(np.uint8)).save(
+        scenes.folder / "panoptic" / "101.png"
+    )
+    results = run(MappedPanopticEvaluator(scenes.name, num_clusters=2), inputs, outputs)["panoptic_mapped"]
+    assert results["RQ_majority"] == pytest.approx(100 * 2 / 3)
+    assert results["SQ_majority"] == pytest.approx(75)
+    assert results["SQ_majority-sky"] == results["SQ_majority"]
+
+
+def test_masks_vote_by_overlap(scenes, halves):
+    inputs, outputs = halves
+    content = json.loads((scenes.folder / "panoptic.json").read_text())
+    disc = {"id": 1, "category_id": 11, "iscrowd": 0}
+
+    def votes(true, predicted, **limits):
+        content["annotations"][0]["segments_info"] = [true]
+        (scenes.folder / "panoptic.json").write_text(json.dumps(content))
+        evaluator = MappedPanopticEvaluator(scenes.name, num_clusters=2, vote="masks", **limits)
+        evaluator.reset()
+        evaluator.process(inputs, [{"panoptic_seg": (outputs[0]["panoptic_seg"][0], predicted)}])
+        evaluator.evaluate()
+        return [mapping[0].votes for mapping in zip(*evaluator.mappings, strict=True)]
+
+    stuff = outputs[0]["panoptic_seg"][1]
+    things = [info | {"isthing": True} for info in stuff]
+    # three eighths and five eighths of the picture, or all of it where both are of one pseudo-class of stuff
+    assert votes(disc, things) == [1, 0]
+    assert votes(disc, things, thing_iou=0.3) == [2, 0]
+    assert votes(disc, things, thing_iou=0.625) == [0, 0]
+    assert votes(disc, [info | {"category_id": 0} for info in things], thing_iou=0.7) == [0, 0]
+    sky = disc | {"category_id": 21}
+    assert votes(sky, stuff) == [0, 2]
+    assert votes(sky, stuff, stuff_iou=0.5) == [0, 1]
+    assert votes(sky, [info | {"category_id": 0} for info in stuff], stuff_iou=0.9) == [0, 1]
+    assert votes(sky, things) == [0, 0]
+
+
+def rescored(scenes, folder, name):
+    """PQ of the written files alone, as a stranger computes it."""
+    content = json.loads((folder / f"panoptic_{name}.json").read_text())
+    assert content["categories"] == json.loads((scenes.folder / "panoptic.json").read_text())["categories"]
+    pictures = []
+    for entry in content["annotations"]:
+        ids = read_ids(folder / f"panoptic_{name}" / entry["file_name"])
+        assert {s["id"]: s["area"] for s in entry["segments_info"]} == {
+            i: (ids == i).sum() for i in np.unique(ids) if i
+        }
+        pictures.append((ids, entry["segments_info"], *scenes.maps[entry["image_id"]]))
+    return slow_panoptic_quality(pictures, KINDS)
+
+
+def test_predictions_can_be_scored_by_others(scenes, tmp_path):
+    rename = [2, 0, 1, 0, 2]
+    outputs = [predict(scenes, r["image_id"], rename=rename.__getitem__) for r in scenes.records]
+    strategies = ("hungarian", "majority", "hungarian_then_majority")
+    evaluator = MappedPanopticEvaluator(scenes.name, str(tmp_path), num_clusters=3, strategies=strategies)
+    results = run(evaluator, scenes.records, outputs)["panoptic_mapped"]
+    for name in strategies:
+        expected = rescored(scenes, tmp_path, name)
+        for group, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st")):
+            got = [results[f"{key}{suffix}_{name}"] for key in ("PQ", "SQ", "RQ")]
+            assert got == pytest.approx([100 * value for value in expected[group]], abs=1e-9)
+    plain = json.loads((tmp_path / "panoptic_pseudo_classes.json").read_text())["annotations"][0]
+    np.testing.assert_array_equal(
+        read_ids(tmp_path / "panoptic_pseudo_classes" / plain["file_name"]), outputs[0]["panoptic_seg"][0]
+    )
+    assert {s["category_id"] for s in plain["segments_info"]} == {0, 1, 2}
+
+
+def test_merged_and_void_segments_are_painted_so(scenes, halves, tmp_path):
+    content = json.loads((scenes.folder / "panoptic.json").read_text())
+    run(MappedPanopticEvaluator(scenes.name, str(tmp_path), num_clusters=2), *halves)
+    ids = {name: read_ids(tmp_path / f"panoptic_{name}" / "101.png") for name in ("majority", "hungarian")}
+    assert set(np.unique(ids["majority"])) == {1}
+    assert set(np.unique(ids["hungarian"])) == {0, 2}
+    assert len(content["annotations"]) == 1
+
+
+def test_scores_of_single_pictures_and_records(scenes, predictions):
+    inputs, outputs = predictions
+    whole = MappedPanopticEvaluator(scenes.name, num_clusters=5, mappings=[IDENTITY])
+    expected = run(whole, inputs, outputs)
+    for entry, output in zip(inputs, outputs, strict=True):
+        predicted = [{"id": i["id"], "category_id": ORDER[i["category_id"]]} for i in output["panoptic_seg"][1]]
+        picture = (output["panoptic_seg"][0].numpy(), predicted, *scenes.maps[entry["image_id"]])
+        alone = slow_panoptic_quality([picture], KINDS)["All"][0]
+        assert whole.per_picture[entry["image_id"]] == pytest.approx(alone, abs=1e-12)
+    again = MappedPanopticEvaluator(scenes.name, num_clusters=5, mappings=[IDENTITY])
+    again.reset()
+    again.records.extend(json.loads(json.dumps(whole.records[:3])))
+    again.process(inputs[2:], outputs[2:])  # one of them a second time
+    assert again.evaluate() == expected
+    assert again.per_picture == whole.per_picture
+    again.records.append({**whole.records[0], "image_id": 5})
+    with pytest.raises(ValueError, match="image_id 5 is not in the panoptic truth of evaluation_scenes"):
+        again.evaluate()
+
+
 def test_bad_input(scenes, predictions):
     inputs, outputs = predictions
     evaluator = MappedPanopticEvaluator(scenes.name, num_clusters=5)
@@ -146,8 +275,29 @@ def test_bad_input(scenes, predictions):
         MappedPanopticEvaluator(scenes.name, num_clusters=0)
     with pytest.raises(ValueError, match=r"must name classes in \[-1, 2\), got -1 to 2"):
         MappedPanopticEvaluator(scenes.name, num_clusters=3, mappings=[fixed_mapping([0, 1, 2], [-1, 1, 2])])
-    (scenes.folder / "panoptic.json").write_text("{}")
+    for settings, message in (
+        ({"vote": "boxes"}, r"vote must be one of \('pixels', 'masks'\), got 'boxes'"),
+        ({"thing_iou": 1.0}, r"thing_iou must lie in \[0, 1\), got 1.0"),
+        ({"stuff_iou": -0.1}, r"stuff_iou must lie in \[0, 1\), got -0.1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MappedPanopticEvaluator(scenes.name, num_clusters=5, **settings)
+    (scenes.folder / "panoptic" / "101.png").unlink()
+    with pytest.raises(ValueError, match=r"cannot read the panoptic map .*101.png: No such file or directory"):
+        run(evaluator, inputs, outputs)
+    path = scenes.folder / "panoptic.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"annotations": content["annotations"] * 2}))
+    with pytest.raises(ValueError, match="must list each image_id once, got 8 annotations of 4 pictures"):
+        MappedPanopticEvaluator(scenes.name, num_clusters=5)
+    path.write_text(json.dumps(content | {"categories": content["categories"][:-1]}))
+    with pytest.raises(ValueError, match="must be of the categories it lists, got category_id 22"):
+        MappedPanopticEvaluator(scenes.name, num_clusters=5)
+    path.write_text("{}")
     with pytest.raises(ValueError, match="is not in COCO's panoptic format: KeyError"):
+        MappedPanopticEvaluator(scenes.name, num_clusters=5)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"cannot read the truth .*panoptic.json of evaluation_scenes: .*No such file"):
         MappedPanopticEvaluator(scenes.name, num_clusters=5)
     del MetadataCatalog.get(scenes.name).panoptic_root
     with pytest.raises(ValueError, match="evaluation_scenes has no panoptic_root in its metadata"):

@@ -121,12 +121,22 @@ def random_picture(generator, categories, *, void):
     return ids, [{"id": i, "category_id": int(generator.choice(categories))} for i in listed]
 
 
+@pytest.fixture
+def double_precision():
+    """Torchmetrics divides integers, whose quotients are of the default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double_precision")
 def test_equal_to_torchmetrics_where_both_define_the_same():
     # without crowds, and without void in the prediction, which torchmetrics also takes out of the union
     generator = np.random.default_rng(3)
     things, stuff = [1, 2], [3, 4]
-    metric = PanopticQuality(
-        things={1, 2}, stuffs={3, 4}, allow_unknown_preds_category=True, return_sq_and_rq=True, return_per_class=True
+    metric, mean = (
+        PanopticQuality({1, 2}, {3, 4}, allow_unknown_preds_category=True, return_sq_and_rq=True, return_per_class=each)
+        for each in (True, False)
     )
     total = PanopticStats()
     for _ in range(25):
@@ -141,16 +151,18 @@ def test_equal_to_torchmetrics_where_both_define_the_same():
             np.stack([np.vectorize(lambda i, table=table: table.get(i, 99))(ids), ids], axis=-1)
             for ids, table in ((predicted_map, colour), (truth_map, category))
         ]
-        metric.update(*(torch.as_tensor(ids)[None] for ids in pair))
+        for updated in (metric, mean):
+            updated.update(*(torch.as_tensor(ids)[None] for ids in pair))
     for column, number in enumerate(things):
         c = total.of(number)
         assert c.tp > 20
         assert c.fp > 2
         whole = (metric.true_positives, metric.false_positives, metric.false_negatives)
         assert [c.tp, c.fp, c.fn] == [values[column].item() for values in whole]
-        # its divisions are in single precision
-        assert c.iou == pytest.approx(metric.iou_sum[column].item(), rel=1e-7)
-        assert (c.pq, c.sq, c.rq) == pytest.approx(metric.compute()[column].tolist(), abs=1e-6)
+        assert c.iou == pytest.approx(metric.iou_sum[column].item(), rel=0, abs=1e-12)
+        assert (c.pq, c.sq, c.rq) == pytest.approx(metric.compute()[column].tolist(), rel=0, abs=1e-9)
+    # categories 3 and 4 are absent: in no mean here, nor there
+    assert total.summary()[:3] == pytest.approx(mean.compute().tolist(), rel=0, abs=1e-9)
 
 
 @pytest.fixture(scope="module")
