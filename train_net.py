@@ -3,7 +3,7 @@
 
 * `python train_net.py --config-file configs/tiny_scenes.yaml`
 * `python train_net.py --config-file configs/s2uniseg_in1k.yaml --num-gpus 8`
-* `python train_net.py --config-file configs/tiny_photos.yaml --eval-only MODEL.WEIGHTS output/model_final.pth`
+* `python train_net.py --config-file configs/eval_coco_agnostic.yaml --eval-only MODEL.WEIGHTS output/model_final.pth`
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ProcessRaisedException as error:
         return _fail(str(error).strip().splitlines()[-1])
     except KeyboardInterrupt:
-        return _fail("interrupted; --resume goes on from the last checkpoint", status=130)
+        return _fail("interrupted; --resume goes on from what was kept", status=130)
     return 0
 
 

@@ -24,6 +24,7 @@ def add_s2uniseg_config(cfg: CfgNode) -> None:
     _add_head_and_losses(cfg)
     _add_input(cfg)
     _add_schedule(cfg)
+    _add_evaluation(cfg)
 
 
 def _add_trunk(cfg: CfgNode) -> None:
@@ -65,6 +66,7 @@ def _add_labels(cfg: CfgNode) -> None:
     uniap.OMEGA_S = 0.4  # weight of the spatial similarity; the two sum to 1
     uniap.MIN_TOKENS = 5  # phi = 5 in the paper, which never defines it: smallest mask, in tokens
     uniap.REGION_AFFINITY = "mean"  # Eq. 5 over the region's mean affinity; "sum" is the literal form
+    uniap.VOTER_POOL = 1  # 2, 4, 8 or 16: means of squares of tokens vote, an approximation; the paper: 1
     uniap.UNTIL_STABLE = False  # repeat each threshold until nothing merges
     uniap.MAX_MASKS = 1000  # per picture and kind, the largest are kept
     uniap.FEATURE_STRIDE = 4  # 4, or 16 for the native token grid
@@ -121,6 +123,7 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.GLOBAL_LONGEST_PX = 512  # longest side of the teacher's view; the paper is silent
     cfg.INPUT.TEST_LONGEST_PX = 1024
+    cfg.INPUT.OFFLINE_LABELS = False  # masks of DATASETS.TRAIN's annotations in place of the teacher's own
     cfg.INPUT.MAX_UNREADABLE = 100  # pictures a loader process may skip before the run stops
     views = cfg.INPUT.VIEWS = CfgNode()
     views.NUM = 2  # delta
@@ -145,25 +148,66 @@ def _add_schedule(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.ENABLED = True  # switched off on the CPU
     cfg.SEED = 0
     cfg.VIS_PERIOD = 5000  # iterations between pictures of views and pseudo-masks; 0 is off
-    cfg.TEST.DETECTIONS_PER_IMAGE = 100
-    cfg.TEST.TASKS = ("agnostic", "instance", "semantic", "panoptic")  # those that a data set's truth allows
-    cfg.TEST.PICTURES = 6  # pictures of each test set that are drawn beside their truth; 0 is off
-    cfg.TEST.MATCH_SCORE = 0.0  # smallest score of a prediction that votes for its pseudo-class's class
 
 
-def load_config(config_file: str | Path, overrides: list[str] | None = None) -> CfgNode:
+def _add_evaluation(cfg: CfgNode) -> None:
+    test = cfg.TEST
+    test.DETECTIONS_PER_IMAGE = 100
+    test.TASKS = ("agnostic", "instance", "semantic", "panoptic")  # those that a data set's truth allows
+    test.PICTURES = 6  # pictures of each test set that are drawn beside their truth; 0 is off
+    test.CASES = 2  # of each of the best, median and worst that --eval-only draws per task; 0 is off
+    test.MAX_DETS = (1, 10, 100)  # limits on detections of a picture at which AP and AR are read; 1000 is UnSAM's
+    test.GEOMETRY = ("segm",)  # AP and AR of masks (segm), boxes (bbox) or both
+    test.BACKEND = "faster_coco_eval"  # or pycocotools
+    test.STRATEGIES = ("hungarian", "majority")  # of mapping pseudo-classes to classes; each names its results
+    test.MAPPING_SPLIT = ""  # data set that the mappings are fitted on; "" is the test set itself, as in the field
+    test.MATCH_SCORE = 0.0  # smallest score of an instance that votes for its pseudo-class's class
+    test.MATCH_IOU = 0.5  # with which objects: those of a greater IoU
+    test.MATCH_BY = "segm"  # of masks (segm) or boxes (bbox)
+    test.SEMANTIC_VOTE = "pixels"  # each pixel is a vote, or "masks": each pair of masks above STUFF_IOU is
+    test.PANOPTIC_VOTE = "pixels"  # the same for segments
+    test.THING_IOU = 0.5  # of pairs of things that vote in PANOPTIC_VOTE masks
+    test.STUFF_IOU = 0.15  # of pairs of stuff or semantic masks that vote
+    test.SHORT_SIDE_PX = 0  # data sets with semantic truth alone: shorter side to this, nearest; 0 is off
+    test.CENTER_CROP_PX = 0  # ... then the middle square of this side
+    test.FLIP = False  # semantic: mean of the class scores of the picture and of its mirror image, turned back
+    test.CRF = False  # semantic: dense CRF of STEGO's constants after that (core/ops/dense_crf.py); slow on the CPU
+    cfg.EVALUATION = CfgNode()
+    cfg.EVALUATION.PROTOCOL = ""  # whose published figures stand beside the results; see evaluation/published.py
+    cfg.EVALUATION.PART_PICTURES = 50  # per file of what --resume goes on from, the most a kill loses; 0 keeps none
+    cfg.EVALUATION.KEEP_PARTS = False  # after the run
+
+
+def load_config(
+    config_file: str | Path, overrides: list[str] | None = None, *, model_from: str | Path | None = None
+) -> CfgNode:
     """Defaults, then a YAML file with its ``_BASE_`` chain, then ``KEY VALUE`` overrides, checked.
 
     The YAML is read with the safe loader at every level, so that a config file can never run code (Detectron2's own
     ``merge_from_file`` reads it with the unsafe one).
+
+    Args:
+        config_file: a recipe or a protocol; "" takes the defaults.
+        overrides: words ``KEY VALUE KEY VALUE ...``, which win over all files.
+        model_from: the ``config.yaml`` of a training run, whose ``MODEL`` node replaces that of ``config_file``: what
+            the weights were trained as. ``MODEL.WEIGHTS`` and ``MODEL.DEVICE`` of the run do not count, and its
+            ``MODEL.INFERENCE`` only where ``config_file`` says nothing.
 
     Raises:
         ValueError: for a missing or malformed file, an unknown key, a wrong type or a value out of range.
     """
     cfg = get_cfg()
     add_s2uniseg_config(cfg)
-    if config_file:
-        cfg = _merge(cfg, CfgNode(read_yaml(Path(config_file))), str(config_file))
+    above = read_yaml(Path(config_file)) if config_file else {}
+    if model_from:
+        model = read_yaml(Path(model_from)).get("MODEL", {})
+        if not isinstance(model, dict):
+            raise ValueError(f"config file {model_from} must hold a MODEL with keys, got {type(model).__name__}")
+        trained = {key: value for key, value in model.items() if key not in ("WEIGHTS", "DEVICE")}
+        cfg = _merge(cfg, CfgNode({"MODEL": copy.deepcopy(trained)}), str(model_from))
+        trained.pop("INFERENCE", None)
+        _overlay(above, {"MODEL": trained})
+    cfg = _merge(cfg, CfgNode(above), str(config_file))
     overrides = [word for word in overrides or [] if word != "--"]
     if len(overrides) % 2:
         raise ValueError(f"overrides must be pairs of KEY VALUE, got {' '.join(overrides)}")
@@ -284,6 +328,11 @@ _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
     (("SOLVER.CLIP_GRADIENTS.ENABLED",), "is not supported; SOLVER.FULL_MODEL_CLIP_NORM is", _one_of(False)),
     (("MODEL.INFERENCE.OBJECT_THRESHOLD", "MODEL.INFERENCE.OVERLAP_THRESHOLD"), "must lie in [0, 1]", _fraction),
     (("INPUT.VIEWS.FLIP_PROB", "MODEL.VIT.DROP_PATH", "TEST.MATCH_SCORE"), "must lie in [0, 1]", _fraction),
+    (("TEST.MATCH_IOU", "TEST.THING_IOU", "TEST.STUFF_IOU"), "must lie in [0, 1)", lambda value: 0 <= value < 1),
+    (("TEST.CASES", "TEST.SHORT_SIDE_PX", "EVALUATION.PART_PICTURES"), "must not be negative", _not_negative),
+    (("TEST.BACKEND",), "must be pycocotools or faster_coco_eval", _one_of("pycocotools", "faster_coco_eval")),
+    (("TEST.MATCH_BY",), "must be segm or bbox", _one_of("segm", "bbox")),
+    (("TEST.SEMANTIC_VOTE", "TEST.PANOPTIC_VOTE"), "must be pixels or masks", _one_of("pixels", "masks")),
     (("MODEL.LOSS.QUERY_SD_WEIGHT", "MODEL.LOSS.MASK_WEIGHT"), "must not be negative", _not_negative),
     (("MODEL.LOSS.DICE_WEIGHT", "MODEL.LOSS.OBJECTNESS_WEIGHT"), "must not be negative", _not_negative),
     (("MODEL.QUERY_SD.STUDENT_TEMP", "MODEL.QUERY_SD.TEACHER_TEMP"), "must be positive", _positive),
@@ -320,3 +369,10 @@ def validate_config(cfg: CfgNode) -> None:
     tasks = ("agnostic", "instance", "semantic", "panoptic")
     if unknown := [task for task in cfg.TEST.TASKS if task not in tasks]:
         raise ValueError(f"TEST.TASKS must be among {tasks}, got {unknown}")
+    if not 0 <= cfg.TEST.CENTER_CROP_PX <= cfg.TEST.SHORT_SIDE_PX:
+        raise ValueError(
+            f"TEST.CENTER_CROP_PX must lie in [0, TEST.SHORT_SIDE_PX = {cfg.TEST.SHORT_SIDE_PX}], "
+            f"got {cfg.TEST.CENTER_CROP_PX}"
+        )
+    if (cfg.TEST.FLIP or cfg.TEST.CRF) and cfg.MODEL.INFERENCE.PREDICTOR != "decoder":
+        raise ValueError("TEST.FLIP and TEST.CRF need MODEL.INFERENCE.PREDICTOR decoder: UniAP's labels have no scores")

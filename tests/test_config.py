@@ -101,3 +101,43 @@ def test_a_config_file_cannot_run_code(tmp_path, depth):
     with pytest.raises(ValueError, match="cannot be read"):
         load_config(path)
     assert not touched.exists()
+
+
+def test_the_model_of_a_run_replaces_that_of_a_protocol(tmp_path):
+    run = load_config("", ["MODEL.VIT.DEPTH", "3", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "w.pth", "SEED", "9"])
+    run.MODEL.INFERENCE.OBJECT_THRESHOLD = 0.25
+    (tmp_path / "config.yaml").write_text(run.dump())
+    protocol = tmp_path / "protocol.yaml"
+    protocol.write_text("MODEL:\n  VIT:\n    DEPTH: 7\n  INFERENCE:\n    OVERLAP_THRESHOLD: 0.5\nTEST:\n  CASES: 5\n")
+    cfg = load_config(protocol, ["MODEL.VIT.NUM_HEADS", "2"], model_from=tmp_path / "config.yaml")
+    assert (cfg.MODEL.VIT.DEPTH, cfg.MODEL.VIT.NUM_HEADS, cfg.TEST.CASES) == (3, 2, 5)
+    assert (cfg.MODEL.INFERENCE.OBJECT_THRESHOLD, cfg.MODEL.INFERENCE.OVERLAP_THRESHOLD) == (0.25, 0.5)
+    assert (cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.SEED) == ("cuda", "", 0)
+
+
+def test_a_foreign_model_beside_the_weights_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("MODEL:\n  RESNETS_NOT_KNOWN: 1\n")
+    with pytest.raises(ValueError, match=r"config\.yaml: .*RESNETS_NOT_KNOWN"):
+        load_config("", model_from=tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("MODEL: 3\n")
+    with pytest.raises(ValueError, match=r"config\.yaml must hold a MODEL with keys, got int"):
+        load_config("", model_from=tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["TEST.CENTER_CROP_PX", "320"], r"TEST\.CENTER_CROP_PX must lie in \[0, TEST\.SHORT_SIDE_PX = 0\], got 320"),
+        (["TEST.MATCH_IOU", "1.0"], r"TEST\.MATCH_IOU must lie in \[0, 1\), got 1\.0"),
+        (["TEST.BACKEND", "fast"], "TEST.BACKEND must be pycocotools or faster_coco_eval, got 'fast'"),
+        (["TEST.PANOPTIC_VOTE", "boxes"], "TEST.PANOPTIC_VOTE must be pixels or masks, got 'boxes'"),
+        (
+            ["TEST.FLIP", "True", "MODEL.INFERENCE.PREDICTOR", "uniap"],
+            r"TEST\.FLIP and TEST\.CRF need MODEL\.INFERENCE\.PREDICTOR",
+        ),
+        (["EVALUATION.PART_PICTURES", "-1"], r"EVALUATION\.PART_PICTURES must not be negative, got -1"),
+    ],
+)
+def test_settings_of_an_evaluation_that_cannot_be_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("", overrides)

@@ -12,11 +12,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 
 from .coco_json import check_coco_json
-from .picture_folder import list_pictures
+from .offline_labels import ANNOTATION_KEYS
+from .picture_folder import list_pictures, read_picture_list
 from .scenes import read_scenes
 
 FORMS = (
     "folder:PATH (pictures without labels, recursive)",
+    "list:FILE (pictures without labels, one path a line, relative to the file's folder)",
     "coco:JSON:IMAGE_DIR (COCO instances)",
     "scenes:FOLDER (instance, semantic and panoptic truth, as datasets/make_scenes.py writes it)",
 )
@@ -27,6 +29,7 @@ def resolve_dataset(name: str) -> str:
     """Return the name under which a data set is registered with Detectron2, registering ad hoc ones under their own.
 
     ``folder:PATH`` is all pictures below a folder, sorted, without labels (``evaluator_type`` "none").
+    ``list:FILE`` is the pictures that a text file names, in its order, without labels (``evaluator_type`` "none").
     ``coco:JSON:IMAGE_DIR`` is a COCO instance file, checked before use (``evaluator_type`` "coco").
     ``scenes:FOLDER`` is a folder with three truths (``evaluator_type`` "coco_panoptic_seg").
     Any other name must be registered already, and the files that its metadata names must exist.
@@ -38,7 +41,7 @@ def resolve_dataset(name: str) -> str:
         ValueError: if the name is unknown, or the data it names are missing, empty or malformed.
     """
     kind, separator, place = name.partition(":")
-    resolvers = {"folder": _register_folder, "coco": _register_coco, "scenes": _register_scenes}
+    resolvers = {"folder": _register_folder, "list": _register_list, "coco": _register_coco, "scenes": _register_scenes}
     if separator and kind in resolvers and name not in _registered_by_others():
         if not place:
             raise ValueError(f"data set name {name!r} must say where the data are: {_form(kind)}")
@@ -55,6 +58,16 @@ def resolve_dataset(name: str) -> str:
 def _register_folder(name: str, place: str) -> None:
     pictures = list_pictures(place)
     _register(name, partial(_load_folder, pictures), {"evaluator_type": "none", "image_root": str(_absolute(place))})
+
+
+def _register_list(name: str, place: str) -> None:
+    path = _absolute(place)
+    source = _stamp(path)
+    if source and _is_current(name, source):
+        return
+    pictures = read_picture_list(path)
+    metadata = {"evaluator_type": "none", "image_root": str(path.parent), "source": source}
+    _register(name, partial(_load_folder, pictures), metadata)
 
 
 def _load_folder(pictures: list[str]) -> Records:
@@ -76,7 +89,8 @@ def _register_coco(name: str, place: str) -> None:
         "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(categories)},
         "source": source,
     }
-    _register(name, partial(load_coco_json, str(json_path), str(image_dir), name), metadata)
+    load = partial(load_coco_json, str(json_path), str(image_dir), name, extra_annotation_keys=list(ANNOTATION_KEYS))
+    _register(name, load, metadata)
 
 
 def _split_coco_place(name: str, place: str) -> tuple[Path, Path]:
@@ -117,11 +131,13 @@ def _registered_by_others() -> set[str]:
 
 def _check_registered(name: str) -> None:
     metadata = MetadataCatalog.get(name)
-    for key in ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root"):
+    command = metadata.get("made_by")
+    remedy = f"'python {command}' makes it or says what is missing; all" if command else "Detectron2's own"
+    for key in ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root", "list_file"):
         place = metadata.get(key)
         if isinstance(place, str) and "://" not in place and not Path(place).exists():
             raise ValueError(
-                f"data set {name!r} is registered, but its {key} {place} does not exist; Detectron2's own data sets "
+                f"data set {name!r} is registered, but its {key} {place} does not exist; {remedy} data sets "
                 "lie below the folder that DETECTRON2_DATASETS names (default: datasets)"
             )
 

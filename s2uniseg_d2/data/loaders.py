@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,8 +20,15 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from .center_crop import CenterCrop
 from .datasets import resolve_dataset
 from .mapper import InferenceMapper, MultiViewMapper
+from .offline_labels import check_offline_records
+
+logger = logging.getLogger(__name__)
+
+# what an evaluation opens, by key of a record
+_FILES = {"file_name": "pictures", "sem_seg_file_name": "label maps", "pan_seg_file_name": "panoptic maps"}
 
 
 class DrawSampler(TrainingSampler):
@@ -62,17 +71,18 @@ class _NumberedRecords(Dataset):
 def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
     """Return the endless loader of ``DATASETS.TRAIN``: lists of what :class:`MultiViewMapper` makes.
 
-    Only the pictures of the data sets are used, not their annotations. With ``SEED`` at 0 or above, the pictures of
-    each iteration and their views are the same whatever the number of workers and processes, as long as no picture is
-    unreadable.
+    Only the pictures of the data sets are used, and with ``INPUT.OFFLINE_LABELS`` their annotations. With ``SEED`` at 0
+    or above, the pictures of each iteration and their views are the same whatever the number of workers and processes,
+    as long as no picture is unreadable.
 
     Args:
-        cfg: reads ``DATASETS.TRAIN``, ``SEED``, ``SOLVER.IMS_PER_BATCH``, ``DATALOADER.NUM_WORKERS`` and ``INPUT``.
+        cfg: reads ``DATASETS.TRAIN``, ``SEED``, ``SOLVER.IMS_PER_BATCH``, ``DATALOADER.NUM_WORKERS``, ``INPUT`` and,
+            with offline labels, ``MODEL.UNIAP``.
         start_iter: iterations already done; the stream goes on after them.
 
     Raises:
-        ValueError: if ``DATASETS.TRAIN`` is empty or names a data set that cannot be used, or the batch cannot be
-            shared evenly by the processes.
+        ValueError: if ``DATASETS.TRAIN`` is empty or names a data set that cannot be used, the batch cannot be shared
+            evenly by the processes, or annotations that are to be labels cannot.
     """
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN must name at least one data set, got ()")
@@ -81,7 +91,17 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
         raise ValueError(f"SOLVER.IMS_PER_BATCH must be a positive multiple of {processes} processes, got {batch}")
     names = [resolve_dataset(name) for name in cfg.DATASETS.TRAIN]
     records = get_detection_dataset_dicts(names, filter_empty=False, check_consistency=False)
-    pictures = [{key: record[key] for key in ("file_name", "image_id") if key in record} for record in records]
+    keys: tuple[str, ...] = ("file_name", "image_id")
+    if cfg.INPUT.OFFLINE_LABELS:
+        found = check_offline_records(names, records)
+        keys += ("height", "width", "annotations")
+        logger.info(
+            "Labels are the %d instance and %d semantic masks of %s, not the teacher's own",
+            found["instance"],
+            found["semantic"],
+            ", ".join(names),
+        )
+    pictures = [{key: record[key] for key in keys if key in record} for record in records]
     sampler = DrawSampler(len(pictures), seed=cfg.SEED if cfg.SEED >= 0 else None, start=start_iter * batch)
     # Iterable, so that a skipped picture is followed by the next one of the stream: MapDataset's own replacement draws
     # from a set, an error since Python 3.11.
@@ -95,17 +115,55 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
     )
 
 
-def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
-    """Return the loader that yields every picture of a data set once, in order, in lists of one.
+def build_test_loader(
+    cfg: CfgNode, name: str, *, indices: Sequence[int] | None = None, crop: CenterCrop | None = None
+) -> DataLoader:
+    """Return the loader that yields pictures of a data set once, in order, in lists of one.
 
     Args:
         cfg: reads ``DATALOADER.NUM_WORKERS`` and ``INPUT.TEST_LONGEST_PX``.
         name: of a data set, in any form that :func:`resolve_dataset` knows.
+        indices: places in the data set of the pictures wanted; None is all of them, shared out to the processes.
+        crop: what predictions are made on; None is the whole picture.
 
     Raises:
         ValueError: if the data set cannot be used.
     """
-    records = get_detection_dataset_dicts(resolve_dataset(name), filter_empty=False, check_consistency=False)
     return build_detection_test_loader(
-        DatasetFromList(records, copy=False), mapper=InferenceMapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
+        DatasetFromList(load_test_records(name), copy=False),
+        mapper=InferenceMapper(longest_px=cfg.INPUT.TEST_LONGEST_PX, crop=crop),
+        sampler=None if indices is None else list(indices),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def load_test_records(name: str) -> list[dict[str, Any]]:
+    """Return the records of a data set, in order.
+
+    Raises:
+        ValueError: if the data set cannot be used.
+    """
+    records: list[dict[str, Any]] = get_detection_dataset_dicts(
+        resolve_dataset(name), filter_empty=False, check_consistency=False
+    )
+    return records
+
+
+def check_test_files(name: str, records: Sequence[dict[str, Any]]) -> None:
+    """Check that the pictures and label maps of all records are on disk; each folder is listed once.
+
+    Raises:
+        ValueError: if files are missing, with their number and the first few.
+    """
+    for key, what in _FILES.items():
+        paths = [str(record[key]) for record in records if key in record]
+        local = [path for path in paths if "://" not in path]
+        present = {folder: set(_names_in(folder)) for folder in {os.path.dirname(path) for path in local}}
+        absent = [path for path in local if os.path.basename(path) not in present[os.path.dirname(path)]]
+        if absent:
+            shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+            raise ValueError(f"{len(absent)} of {len(paths)} {what} of data set {name!r} are missing on disk: {shown}")
+
+
+def _names_in(folder: str) -> list[str]:
+    return os.listdir(folder or ".") if os.path.isdir(folder or ".") else []

@@ -13,6 +13,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 
 from .augmentation import Crop, cut_view, draw_crop, jitter_view, resize_longest
+from .center_crop import CenterCrop
+from .offline_labels import OfflineLabelReader
 from .pictures import Picture, PictureError, UnreadablePictureError, read_picture
 from .unreadable import UnreadablePictures
 
@@ -25,7 +27,8 @@ class MultiViewMapper:
     and sharpness. The returned dict holds ``image`` uint8 ``(3, H, W)``; ``views`` uint8 ``(num_views, 3, view_px,
     view_px)``; ``boxes`` float32 ``(num_views, 4)``, XYXY in pixels of the global view; ``flips`` bool
     ``(num_views,)``; ``height`` and ``width`` of the original picture; ``file_name``; ``image_id`` where the record has
-    one. Annotations are never read.
+    one. With ``offline_labels`` the annotations of the record are its labels, ``pseudo`` as :class:`OfflineLabelReader`
+    makes it, beside ``dropped_masks``; otherwise they are not read.
 
     The paper is silent on sizes, scale range and photometric changes: 512 and 224 pixels, DINO's (0.05, 0.4) and DINO's
     recipe for local crops are taken.
@@ -48,6 +51,7 @@ class MultiViewMapper:
         photometric: whether colours and sharpness of local views change.
         seed: of all draws.
         max_unreadable: how many different files one process may skip.
+        offline_labels: reads the annotations; None leaves the labels to the teacher.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -66,6 +70,7 @@ class MultiViewMapper:
         photometric: bool = True,
         seed: int = 0,
         max_unreadable: int = 100,
+        offline_labels: OfflineLabelReader | None = None,
     ) -> None:
         if global_longest_px < 1:
             raise ValueError(f"global_longest_px must be at least 1, got {global_longest_px}")
@@ -92,18 +97,21 @@ class MultiViewMapper:
         self.photometric = photometric
         self.seed = seed
         self.unreadable = UnreadablePictures(max_unreadable)
+        self.offline_labels = offline_labels
         self._calls = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Read ``INPUT`` and ``SEED``; a negative seed means one drawn anew, shared by all processes.
+        """Read ``INPUT``, ``SEED`` and, for offline labels, ``MODEL.UNIAP``.
+
+        A negative seed means one drawn anew, shared by all processes.
 
         Raises:
             ValueError: if ``is_train`` is false: there are no views at inference.
         """
         if not is_train:
             raise ValueError("MultiViewMapper is for training (is_train=True); InferenceMapper is for evaluation")
-        views = cfg.INPUT.VIEWS
+        views, uniap = cfg.INPUT.VIEWS, cfg.MODEL.UNIAP
         return {
             "global_longest_px": cfg.INPUT.GLOBAL_LONGEST_PX,
             "view_px": views.SIZE_PX,
@@ -114,13 +122,17 @@ class MultiViewMapper:
             "photometric": views.PHOTOMETRIC,
             "seed": cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed()),
             "max_unreadable": cfg.INPUT.MAX_UNREADABLE,
+            "offline_labels": OfflineLabelReader(min_tokens=uniap.MIN_TOKENS, feature_stride=uniap.FEATURE_STRIDE)
+            if cfg.INPUT.OFFLINE_LABELS
+            else None,
         }
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Map one record with ``file_name``, and perhaps ``image_id`` and ``draw``.
+        """Map one record with ``file_name``, and perhaps ``image_id``, ``draw`` and, as labels, ``annotations``.
 
         Raises:
             TooManyUnreadableError: if too many pictures were unreadable.
+            PictureError: if the picture has not the size that its offline labels are made for.
         """
         path = str(dataset_dict["file_name"])
         draw = dataset_dict.get("draw", self._calls)
@@ -135,7 +147,12 @@ class MultiViewMapper:
             return None
         self.unreadable.saw_readable()
         rng = np.random.default_rng([self.seed, zlib.crc32(Path(path).name.encode()), draw])
-        return self._map_picture(picture, rng) | _identity(dataset_dict)
+        item = self._map_picture(picture, rng) | _identity(dataset_dict)
+        if self.offline_labels is not None:
+            rows, columns = item["image"].shape[1:]
+            found = self.offline_labels(dataset_dict, (item["height"], item["width"]), (rows, columns))
+            item |= {"pseudo": found.labels, "dropped_masks": found.dropped}
+        return item
 
     def _map_picture(self, picture: Picture, rng: np.random.Generator) -> dict[str, Any]:
         height, width = picture.shape[:2]
@@ -159,23 +176,26 @@ class MultiViewMapper:
 
 
 class InferenceMapper:
-    """Maps a record to the whole picture, resized.
+    """Maps a record to the whole picture, or to its crop, resized.
 
     The returned dict holds ``image`` uint8 ``(3, H, W)``, its longer side ``longest_px``; ``height`` and ``width`` of
-    the original picture, in which predictions are wanted; ``file_name``; ``image_id`` where the record has one.
+    the original picture or of the crop, in which predictions are wanted; ``file_name``; ``image_id`` where the record
+    has one.
 
     Args:
         longest_px: longer side of the picture that the model sees.
+        crop: cuts the picture first; None leaves it whole.
 
     Raises:
         ValueError: if ``longest_px`` is below 1.
     """
 
     @configurable
-    def __init__(self, *, longest_px: int = 1024) -> None:
+    def __init__(self, *, longest_px: int = 1024, crop: CenterCrop | None = None) -> None:
         if longest_px < 1:
             raise ValueError(f"longest_px must be at least 1, got {longest_px}")
         self.longest_px = longest_px
+        self.crop = crop
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -198,6 +218,9 @@ class InferenceMapper:
                 f"picture {path} is {width} x {height} (EXIF rotation applied), but its annotations are made for "
                 f"{expected[1]} x {expected[0]}"
             )
+        if self.crop is not None:
+            picture = self.crop(picture)
+            height, width = picture.shape[:2]
         image = _to_tensor(resize_longest(picture, self.longest_px))
         return {"image": image, "height": height, "width": width} | _identity(dataset_dict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,9 +15,12 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from s2uniseg_d2.core.schedules import cosine
+from s2uniseg_d2.core.structures import PseudoLabels
 from s2uniseg_d2.modeling import S2UniSeg
 
 from .panel import draw_training_batch, write_png
+
+logger = logging.getLogger(__name__)
 
 Batch = Sequence[dict[str, Any]]
 
@@ -32,26 +36,42 @@ def unwrap(model: nn.Module) -> S2UniSeg:
 class LabelledLoader:
     """A data loader whose batches carry ``pseudo`` labels.
 
-    Items that already hold labels (offline ones from a mapper) pass as they are.
+    Items that hold none are labelled by the teacher. Offline labels from a mapper, masks whose embeddings have no width
+    yet, keep their masks and get the teacher's embeddings: UniAP does not run for them. Whole labels pass as they are.
+    ``num_masks`` and ``num_dropped`` count what offline labels brought and left out.
     """
 
     def __init__(self, loader: Iterable[Batch], model: S2UniSeg, autocast_dtype: torch.dtype | None) -> None:
         self.loader = loader
         self.model = model
         self.autocast_dtype = autocast_dtype
+        self.num_masks = self.num_dropped = 0
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
-            missing = [item for item in batch if "pseudo" not in item]
-            if missing:
+            bare = [item for item in batch if "pseudo" not in item]
+            offline = [item for item in batch if "pseudo" in item and _lacks_embeddings(item["pseudo"])]
+            if bare or offline:
                 start = time.perf_counter()
                 kind = self.model.device.type
                 with torch.autocast(kind, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-                    labels = self.model.label(missing)
-                for item, pseudo in zip(missing, labels, strict=True):
+                    labels = (self.model.label(bare) if bare else []) + (self.model.embed(offline) if offline else [])
+                for item, pseudo in zip(bare + offline, labels, strict=True):
                     item["pseudo"] = pseudo
                 _record_labels(batch, time.perf_counter() - start)
+            if offline:
+                self._count(offline)
             yield batch
+
+    def _count(self, offline: Batch) -> None:
+        dropped = sum(item.get("dropped_masks", 0) for item in offline)
+        self.num_masks += sum(len(kind.level) for item in offline for kind in item["pseudo"])
+        self.num_dropped += dropped
+        get_event_storage().put_scalar("labels/dropped_masks", dropped / len(offline))
+
+
+def _lacks_embeddings(labels: PseudoLabels) -> bool:
+    return any(kind.embeddings.shape[1] == 0 for kind in labels)
 
 
 def _record_labels(batch: Batch, seconds: float) -> None:
@@ -64,7 +84,7 @@ def _record_labels(batch: Batch, seconds: float) -> None:
 
 
 class PseudoLabelHook(HookBase):
-    """Lets the teacher label every batch before the step sees it.
+    """Lets the teacher label every batch, or embed its offline labels, before the step sees it.
 
     The data loader is wrapped for the time of training, so that Detectron2's own ``run_step`` and mixed precision
     stay as they are.
@@ -75,18 +95,24 @@ class PseudoLabelHook(HookBase):
 
     def __init__(self, autocast_dtype: torch.dtype | None = None) -> None:
         self.autocast_dtype = autocast_dtype
-        self._loader: Iterable[Batch] | None = None
+        self._labelled: LabelledLoader | None = None
 
     def before_train(self) -> None:
         """Wrap the loader."""
-        self._loader = self.trainer.data_loader
-        self.trainer.data_loader = LabelledLoader(self._loader, unwrap(self.trainer.model), self.autocast_dtype)
+        loader = self.trainer.data_loader
+        self.trainer.data_loader = self._labelled = LabelledLoader(
+            loader, unwrap(self.trainer.model), self.autocast_dtype
+        )
 
     def after_train(self) -> None:
-        """Put the loader back, from under whatever other hooks have wrapped around it since."""
+        """Put the loader back, from under whatever other hooks have wrapped around it since; count offline labels."""
         # Detectron2 calls this also when another hook failed before the loader was wrapped
-        if self._loader is not None:
-            self.trainer.data_loader = self._loader
+        if self._labelled is None:
+            return
+        self.trainer.data_loader = self._labelled.loader
+        used, dropped = self._labelled.num_masks, self._labelled.num_dropped
+        if used or dropped:
+            logger.info("Offline labels: %d masks used, %d smaller than MODEL.UNIAP.MIN_TOKENS left out", used, dropped)
 
 
 class TeacherMomentumHook(HookBase):

@@ -47,6 +47,8 @@ class ComparisonRow(NamedTuple):
         semantic: ``(h, w)`` integer map of pseudo-classes; negative is no class.
         panoptic: ``(h, w)`` integer map of segments; 0 is void.
         truth: annotated instance masks ``(n, h, w)`` bool on any grid.
+        semantic_truth: ``(h, w)`` integer map of true classes; negative is no class.
+        panoptic_truth: ``(h, w)`` integer map of true segments; 0 is void.
     """
 
     image: Image | Tensor
@@ -56,6 +58,8 @@ class ComparisonRow(NamedTuple):
     semantic: LabelMap | None = None
     panoptic: LabelMap | None = None
     truth: Masks | None = None
+    semantic_truth: LabelMap | None = None
+    panoptic_truth: LabelMap | None = None
 
 
 def draw_training_batch(
@@ -124,6 +128,8 @@ def draw_comparison(rows: Sequence[ComparisonRow], *, top: int = 20, height_px: 
         "student: semantic",
         "student: panoptic",
         "truth: instances",
+        "truth: semantic",
+        "truth: panoptic",
     ]
     table = [_comparison_cells(row, top, height_px) for row in rows]
     shown = [column for column in range(len(titles)) if any(cells[column] is not None for cells in table)]
@@ -227,14 +233,15 @@ def _draw_crop(picture: Image, view: Image, item: Mapping[str, Any], number: int
 def _comparison_cells(row: ComparisonRow, top: int, height_px: int) -> list[Image | None]:
     picture = _at_height(as_picture(row.image), height_px)
     best = None if row.instances is None else _best(row.instances, row.scores, top)
-    panoptic = None if row.panoptic is None else _tint(picture, row.panoptic, void=0)
     return [
         picture,
         None if row.pseudo_instances is None else _draw_on(picture, row.pseudo_instances),
         None if best is None else _draw_on(picture, best),
         None if row.semantic is None else _tint(picture, row.semantic, void=-1),
-        panoptic,
+        None if row.panoptic is None else _tint(picture, row.panoptic, void=0),
         None if row.truth is None else _draw_on(picture, row.truth),
+        None if row.semantic_truth is None else _tint(picture, row.semantic_truth, void=-1),
+        None if row.panoptic_truth is None else _tint(picture, row.panoptic_truth, void=0),
     ]
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,15 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from s2uniseg_d2.config import load_config
+from s2uniseg_d2.config import load_config, read_yaml
 from s2uniseg_d2.data import resolve_dataset
 
 from .checkpoint import SafeCheckpointer
+from .evaluation import evaluate
+from .evaluation_parts import PARTS, refuse_kept
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -46,17 +47,18 @@ def prepare(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     Raises:
         ValueError: for anything wrong with the config, the data sets or the output folder.
     """
-    cfg = load_config(args.config_file, args.opts)
-    notes = fit_to_device(cfg, args.num_gpus, args.num_machines)
+    cfg, notes = _load(args)
+    notes += fit_to_device(cfg, args.num_gpus, args.num_machines)
     output = Path(cfg.OUTPUT_DIR)
     has_run = (output / "last_checkpoint").is_file()
     if args.eval_only:
-        _check_evaluation(cfg)
-        if has_run:
+        if has_run or (output / "config.yaml") == _described(cfg):
             cfg.OUTPUT_DIR = str(output / "eval")  # the record of the training run stays as it is
+        _check_evaluation(cfg, resume=args.resume)
     elif not cfg.DATASETS.TRAIN:
         raise ValueError("training needs DATASETS.TRAIN, for example ('folder:PATH',)")
-    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+    split = (cfg.TEST.MAPPING_SPLIT,) if cfg.TEST.MAPPING_SPLIT else ()
+    for name in (*(split if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
         resolve_dataset(name)
     if cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
         raise ValueError(f"MODEL.WEIGHTS names a file that does not exist: {cfg.MODEL.WEIGHTS}")
@@ -69,11 +71,33 @@ def prepare(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     return cfg, notes
 
 
-def _check_evaluation(cfg: CfgNode) -> None:
+def _load(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
+    """The config; to evaluate weights, with the model that the training run beside them describes."""
+    cfg = load_config(args.config_file, args.opts)
+    described = _described(cfg) if args.eval_only else None
+    if described is None:
+        return cfg, []
+    # what is asked for here says how to test, what stands beside the weights says what they are
+    taken = load_config(args.config_file, args.opts, model_from=described)
+    notes = [f"The model is that of {described}, which lies beside MODEL.WEIGHTS"]
+    size = read_yaml(described).get("INPUT", {}).get("TEST_LONGEST_PX")
+    if size not in (None, taken.INPUT.TEST_LONGEST_PX):
+        notes.append(f"INPUT.TEST_LONGEST_PX is {taken.INPUT.TEST_LONGEST_PX}; that run tested at {size}")
+    return taken, notes
+
+
+def _described(cfg: CfgNode) -> Path | None:
+    path = Path(cfg.MODEL.WEIGHTS).parent / "config.yaml"
+    return path if cfg.MODEL.WEIGHTS and path.is_file() else None
+
+
+def _check_evaluation(cfg: CfgNode, *, resume: bool) -> None:
     if not cfg.MODEL.WEIGHTS and cfg.MODEL.INFERENCE.PREDICTOR == "decoder":
         raise ValueError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
     if not cfg.DATASETS.TEST:
         raise ValueError("--eval-only needs DATASETS.TEST, the data to evaluate on")
+    if not resume:
+        refuse_kept(Path(cfg.OUTPUT_DIR) / PARTS)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -127,19 +151,14 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
             last = trainer.checkpointer.get_checkpoint_file() or "none yet"
             raise FloatingPointError(f"{error}; last good checkpoint: {last}") from error
         return getattr(trainer, "_last_eval_results", None)
+    if cfg.SEED >= 0:
+        seed_all_rng(cfg.SEED)  # what no weights file fills must be the same in all processes
     model = Trainer.build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         SafeCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
-    results = Trainer.test(cfg, model)
-    if comm.is_main_process():
-        append_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json", results)
+    results = evaluate(cfg, model, resume=args.resume)
+    Trainer.draw_first_pictures(cfg, model)
     return results
-
-
-def append_metrics(path: Path, results: dict[str, Any]) -> None:
-    """Add one JSON line with an evaluation's figures to Detectron2's metrics file."""
-    with path.open("a") as file:
-        file.write(json.dumps(results, default=float) + os.linesep)
 
 
 def processes_per_machine(num_gpus: int) -> int:

@@ -17,7 +17,9 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from s2uniseg_d2.data import build_test_loader, build_train_loader, resolve_dataset
+from s2uniseg_d2.data.center_crop import CenterCrop
 from s2uniseg_d2.evaluation import build_evaluator, format_results
+from s2uniseg_d2.evaluation.build import choose_tasks, crop_for, evaluator_settings
 
 from .checkpoint import SafeCheckpointer
 from .comparison import comparison_rows, picture_name
@@ -104,30 +106,33 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
-        """Whole pictures, one at a time."""
-        return build_test_loader(cfg, dataset_name)
+        """Whole pictures, or their crops, one at a time."""
+        return build_test_loader(cfg, dataset_name, crop=_crop_of(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """All the evaluators that the data set's truth allows."""
         return build_evaluator(
             resolve_dataset(dataset_name),
-            num_clusters=cfg.MODEL.QUERY_SD.NUM_PROTOTYPES,
-            output_dir=str(Path(cfg.OUTPUT_DIR) / "inference"),
-            tasks=tuple(cfg.TEST.TASKS),
-            match_score=cfg.TEST.MATCH_SCORE,
+            output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / picture_name(dataset_name)),
+            **evaluator_settings(cfg),
         )
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:
         """Evaluate on every data set of ``DATASETS.TEST``, draw the first pictures of each and log one table."""
         results: OrderedDict[str, Any] = super().test(cfg, model, evaluators)
-        if comm.is_main_process() and cfg.TEST.PICTURES:
-            for dataset_name in cfg.DATASETS.TEST:
-                cls._draw(cfg, model, dataset_name)
+        cls.draw_first_pictures(cfg, model)
         if comm.is_main_process() and results:
             logger.info("Results:\n%s", format_results(results))
         return results
+
+    @classmethod
+    def draw_first_pictures(cls, cfg: CfgNode, model: nn.Module) -> None:
+        """Draw the first ``TEST.PICTURES`` of every test set beside labels and truth, on the main process."""
+        if comm.is_main_process() and cfg.TEST.PICTURES:
+            for dataset_name in cfg.DATASETS.TEST:
+                cls._draw(cfg, model, dataset_name)
 
     @classmethod
     def _draw(cls, cfg: CfgNode, model: nn.Module, dataset_name: str) -> None:
@@ -140,5 +145,11 @@ class Trainer(DefaultTrainer):
             cls.build_test_loader(cfg, dataset_name),
             cls.build_test_loader(labelling, dataset_name),
             cfg.TEST.PICTURES,
+            crop=_crop_of(cfg, dataset_name),
         )
         write_png(Path(cfg.OUTPUT_DIR) / "pictures" / f"{picture_name(dataset_name)}.png", draw_comparison(rows))
+
+
+def _crop_of(cfg: CfgNode, dataset_name: str) -> CenterCrop | None:
+    settings = evaluator_settings(cfg)
+    return crop_for(choose_tasks(resolve_dataset(dataset_name), settings["tasks"]), settings["crop"])

@@ -13,7 +13,9 @@ from torch.nn import functional
 
 from s2uniseg_d2.core.inference import instance_inference, panoptic_inference, semantic_inference
 from s2uniseg_d2.core.ops.masks import mask_boxes
-from s2uniseg_d2.core.structures import PseudoLabels, QueryPrediction
+from s2uniseg_d2.core.ops.upscale import maps_to_pixels
+from s2uniseg_d2.core.semantic_scores import semantic_scores
+from s2uniseg_d2.core.structures import PseudoLabels, PseudoMasks, QueryPrediction
 
 # UniAP knows no things and stuff: a region that lies along more than this share of the picture's border is stuff
 STUFF_BORDER_SHARE = 0.15
@@ -28,6 +30,7 @@ class PredictionSettings:
     object_threshold: float = 0.8
     overlap_threshold: float = 0.8
     uses_objectness: bool = True
+    gives_semantic_scores: bool = False  # adds sem_seg_scores, which the mean with a mirror image needs
 
 
 def predict_from_queries(
@@ -71,11 +74,34 @@ def predict_from_queries(
         object_threshold=settings.object_threshold,
         overlap_threshold=settings.overlap_threshold,
     )
-    return {
+    results: dict[str, Any] = {
         "instances": _to_instances(output_size, instances.masks, instances.scores, instances.classes, instances.boxes),
         "sem_seg_labels": semantic_inference(masks[sem], objectness[sem], classes[sem]),
         "panoptic_seg": (panoptic_map, segments),
     }
+    if settings.gives_semantic_scores:
+        results["sem_seg_scores"] = semantic_scores(masks[sem], objectness[sem], classes[sem])
+    return results
+
+
+def score_masks(labels: PseudoMasks, features: Tensor) -> Tensor:
+    """Confidence of UniAP's masks, ``(n,)`` in [0, 1].
+
+    The paper is silent: coarser layers rank before finer ones, and within a layer the mean similarity of a mask's
+    tokens to its embedding decides.
+
+    Args:
+        labels: on the picture's grid; no mask is empty.
+        features: ``(d, h, w)`` the map they came from.
+    """
+    tokens = features.flatten(1).float()
+    flat = labels.masks.flatten(1).float()
+    sizes = flat.sum(dim=1, keepdim=True)
+    # lengths divide the masks, not the far larger map; channels in parts that stay in a processor's cache
+    squares = torch.stack([part.square().sum(dim=0) for part in tokens.split(64)]).sum(dim=0)
+    sums = flat.div_(squares.sqrt_().clamp_min_(1e-12)) @ tokens.T
+    cohesion = (sums / sizes * labels.embeddings).sum(dim=1).clamp(0.0, 1.0)
+    return (labels.level + cohesion) / (labels.level.amax() + 1 if len(cohesion) else 1)
 
 
 def predict_from_labels(
@@ -89,8 +115,7 @@ def predict_from_labels(
 ) -> dict[str, Any]:
     """UniAP's masks of one picture as predictions, so that one evaluation serves teacher and student.
 
-    The paper is silent on scores for UniAP's masks: coarser layers rank before finer ones, and within a layer the mean
-    similarity of a mask's tokens to its embedding decides. Each pixel's semantic class is that of the coarsest semantic
+    Instances are ranked by :func:`score_masks`. Each pixel's semantic class is that of the coarsest semantic
     mask on it, -1 where there is none. The panoptic result holds the coarsest instance masks; those along much of the
     border count as stuff.
 
@@ -103,10 +128,7 @@ def predict_from_labels(
         output_size: the original picture's size.
     """
     instance, semantic = labels
-    tokens = functional.normalize(features.flatten(1).float(), dim=0)
-    flat = instance.masks.flatten(1).float()
-    cohesion = ((flat @ tokens.T) / flat.sum(dim=1, keepdim=True) * instance.embeddings).sum(dim=1).clamp(0.0, 1.0)
-    scores = (instance.level + cohesion) / (instance.level.amax() + 1 if len(cohesion) else 1)
+    scores = score_masks(instance, features)
     classes = classify(instance.embeddings)
 
     # painted on the grid, fine to coarse, so that memory does not grow with masks times pixels
@@ -143,11 +165,7 @@ def predict_from_labels(
 
 def _to_pixels(maps: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
     """Stride-4 maps ``(..., h, w)`` at the original picture's pixels, nearest cell."""
-    rows = (torch.arange(output_size[0], device=maps.device) + 0.5) * (image_size[0] / output_size[0] / 4)
-    columns = (torch.arange(output_size[1], device=maps.device) + 0.5) * (image_size[1] / output_size[1] / 4)
-    rows = rows.long().clamp(max=maps.shape[-2] - 1)
-    columns = columns.long().clamp(max=maps.shape[-1] - 1)
-    return maps[..., rows[:, None], columns]
+    return maps_to_pixels(maps, (image_size[0] / 4, image_size[1] / 4), output_size)
 
 
 def _to_instances(size: tuple[int, int], masks: Tensor, scores: Tensor, classes: Tensor, boxes: Tensor) -> Instances:

@@ -25,7 +25,7 @@ from s2uniseg_d2.core.structures import Match, PseudoLabels, QueryPrediction
 
 from .backbone import ViTAdapterBackbone
 from .head import QueryGroupHead
-from .labelers import build_uniap
+from .labelers import RegionVote, build_uniap, embed_labels
 from .prediction import PredictionSettings, predict_from_labels, predict_from_queries
 from .targets import ViewTargets, crop_labels_to_views
 
@@ -60,6 +60,7 @@ class S2UniSeg(nn.Module):
         pixel_mean: per channel, RGB, 0 to 255.
         pixel_std: per channel.
         seed: of the mask losses' point sampling.
+        region_vote: makes the embeddings of offline labels.
     """
 
     pixel_mean: Tensor
@@ -86,6 +87,7 @@ class S2UniSeg(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         seed: int,
+        region_vote: RegionVote,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -104,6 +106,7 @@ class S2UniSeg(nn.Module):
         self.point_sampling = dict(point_sampling)
         self.prediction = prediction
         self.seed = seed
+        self.region_vote = region_vote
         self._generator: torch.Generator | None = None
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -153,6 +156,7 @@ class S2UniSeg(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "seed": max(cfg.SEED, 0),
+            "region_vote": RegionVote(cfg.MODEL.UNIAP.SIGMA, cfg.MODEL.UNIAP.REGION_AFFINITY),
         }
 
     @property
@@ -181,6 +185,15 @@ class S2UniSeg(nn.Module):
     def label(self, batch: Sequence[Mapping[str, Any]]) -> list[PseudoLabels]:
         """The teacher's instance and semantic masks of every picture, at stride 4 of the global view."""
         return self._label_pictures(self._prepare([item["image"] for item in batch]))[1]
+
+    @torch.no_grad()
+    def embed(self, batch: Sequence[Mapping[str, Any]]) -> list[PseudoLabels]:
+        """The masks that every picture brings under ``pseudo``, with the teacher's embeddings of them (Eq. 5)."""
+        features, sizes = self._pool_features(self._prepare([item["image"] for item in batch]))
+        return [
+            embed_labels(item["pseudo"], tokens[:, :rows, :columns], self.feature_stride // 4, self.region_vote)
+            for item, tokens, (rows, columns) in zip(batch, features, sizes, strict=True)
+        ]
 
     def forward(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses of a training batch, or predictions when the model is in evaluation mode.
@@ -300,13 +313,9 @@ class S2UniSeg(nn.Module):
 
     def _label_pictures(self, images: ImageList) -> tuple[list[Tensor], list[PseudoLabels]]:
         """UniAP's features and masks on the stride-4 grid of every picture, padding excluded."""
-        stride = self.feature_stride
-        features = self.teacher_backbone.pooling_features(images.tensor, stride).float()
-        if not features.isfinite().all():
-            raise FloatingPointError("the teacher's features are not finite")
-        sizes = [(-(-height // stride), -(-width // stride)) for height, width in images.image_sizes]
+        features, sizes = self._pool_features(images)
         labels = self.labeler(features, sizes)
-        pictures, cut = [], []
+        stride, pictures, cut = self.feature_stride, [], []
         for i, (rows, columns) in enumerate(sizes):
             height, width = (-(-side // 4) for side in images.image_sizes[i])
             pictures.append(_enlarge(features[i, :, :rows, :columns], stride // 4, height, width))
@@ -316,6 +325,14 @@ class S2UniSeg(nn.Module):
             ]
             cut.append(PseudoLabels(*kinds))
         return pictures, cut
+
+    def _pool_features(self, images: ImageList) -> tuple[Tensor, list[tuple[int, int]]]:
+        """The teacher's token maps ``(b, d, h, w)`` and the rows and columns of each that are no padding."""
+        stride = self.feature_stride
+        features = self.teacher_backbone.pooling_features(images.tensor, stride).float()
+        if not features.isfinite().all():
+            raise FloatingPointError("the teacher's features are not finite")
+        return features, [(-(-height // stride), -(-width // stride)) for height, width in images.image_sizes]
 
 
 def _enlarge(maps: Tensor, factor: int, height: int, width: int) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 
 from s2uniseg_d2.config import load_config
 from s2uniseg_d2.data import TooManyUnreadableError, UnreadablePictureError, build_test_loader, build_train_loader
-from s2uniseg_d2.data.loaders import DrawSampler
+from s2uniseg_d2.data.center_crop import CenterCrop
+from s2uniseg_d2.data.loaders import DrawSampler, check_test_files
 
 # Python 3.12 and later warn where torch's workers are forked
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -120,3 +121,27 @@ def test_an_unreadable_picture_stops_the_evaluation(cfg, tmp_path):
     with pytest.raises(UnreadablePictureError) as caught:
         list(build_test_loader(cfg, f"folder:{tmp_path}"))
     assert str(caught.value) == f"cannot read picture {tmp_path / 'zero.png'}: the file is empty (0 bytes)"
+
+
+def test_evaluation_sees_the_pictures_asked_for_and_their_crops(cfg, tmp_path, write_noise):
+    for number in range(4):
+        write_noise(f"{number}.png", 20, 40, seed=number)
+    loader = build_test_loader(cfg, f"folder:{tmp_path}", indices=[3, 1], crop=CenterCrop(16, 12))
+    items = [item for batch in loader for item in batch]
+    assert [(item["image_id"], item["height"], item["width"]) for item in items] == [(3, 12, 12), (1, 12, 12)]
+    assert items[0]["image"].shape == torch.Size((3, 32, 32))
+    assert list(build_test_loader(cfg, f"folder:{tmp_path}", indices=[])) == []
+
+
+def test_files_that_are_missing_are_counted_and_named(tmp_path, write_noise):
+    write_noise("0.png")
+    records = [
+        {"file_name": str(tmp_path / f"{n}.png"), "sem_seg_file_name": str(tmp_path / "0.png")} for n in range(5)
+    ]
+    check_test_files("a", records[:1])
+    with pytest.raises(
+        ValueError, match=r"4 of 5 pictures of data set 'a' are missing on disk: .*1\.png, .*3\.png, \.\.\."
+    ):
+        check_test_files("a", records)
+    with pytest.raises(ValueError, match=r"1 of 1 label maps of data set 'a' are missing on disk: /nowhere/0\.png"):
+        check_test_files("a", [{**records[0], "sem_seg_file_name": "/nowhere/0.png"}])

@@ -185,6 +185,7 @@ def test_from_config_reads_every_argument(repository):
         "photometric": False,
         "seed": 11,
         "max_unreadable": 3,
+        "offline_labels": None,
     }
     assert (mapper.seed, mapper.view_scale) == (11, (0.1, 0.2))
     pickle.loads(pickle.dumps(mapper))  # workers that are spawned need it

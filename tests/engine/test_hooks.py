@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from s2uniseg_d2.core.structures import PseudoLabels
 from s2uniseg_d2.engine.hooks import (
     FreezeLastLayerHook,
     LabelledLoader,
@@ -49,15 +50,24 @@ def test_a_hook_that_never_wrapped_leaves_the_loader_alone(model):
     assert hook.trainer.data_loader == "theirs"
 
 
-def test_offline_labels_pass_as_they_are(model):
+def test_whole_labels_pass_as_they_are_and_the_others_are_made_or_embedded(model):
     batch = random_batch()
-    batch[0]["pseudo"] = marker = object()
-    with EventStorage(), pytest.raises(AttributeError):
-        # the statistics of the mixed batch ask the marker for masks; a batch of offline labels is not looked at
-        next(iter(LabelledLoader([batch], model, None)))
-    assert batch[0]["pseudo"] is marker
-    batch[1]["pseudo"] = marker
+    whole = model.label(batch)
+    for item, labels in zip(batch, whole, strict=True):
+        item["pseudo"] = labels
     assert next(iter(LabelledLoader([batch], model, None))) is batch
+    assert all(item["pseudo"] is labels for item, labels in zip(batch, whole, strict=True))
+    # one of each: offline labels without embeddings, and none
+    open_ones = [kind._replace(embeddings=torch.zeros(len(kind.level), 0)) for kind in whole[0]]
+    batch[0]["pseudo"], batch[0]["dropped_masks"] = PseudoLabels(*open_ones), 3
+    del batch[1]["pseudo"]
+    loader = LabelledLoader([batch], model, None)
+    with EventStorage() as storage:
+        next(iter(loader))
+        assert storage.latest()["labels/dropped_masks"][0] == 3
+    assert (loader.num_masks, loader.num_dropped) == (sum(len(kind.level) for kind in whole[0]), 3)
+    assert torch.equal(batch[0]["pseudo"].instance.masks, whole[0].instance.masks)
+    assert all(kind.embeddings.shape == (len(kind.level), 48) for item in batch for kind in item["pseudo"])
 
 
 def test_a_new_run_copies_the_student_and_a_resumed_one_keeps_its_teacher(model):
