@@ -2,9 +2,9 @@
 
 Axes: b pictures, t tokens of a picture (or blocks of equal ones), s nodes (the most of any picture), d feature width.
 A pass over a layer asks the host twice, whether the components have settled and how many nodes are left, and nothing
-while it compares, joins and votes. Float64 decides every edge at once, so that no bounds and no second looks are needed:
-on data-centre GPUs it runs at the rate of float32. On the CPU, and on GPUs with slow float64, the path of single pictures
-costs far less.
+while it compares, joins and votes. Float64 decides every edge at once, so that no bounds and no second looks are
+needed: on data-centre GPUs it runs at the rate of float32. On the CPU, and on GPUs with slow float64, the path of
+single pictures costs far less.
 """
 
 from __future__ import annotations
