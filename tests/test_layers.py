@@ -15,16 +15,20 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = "s2uniseg_d2"
 FOREIGN_TO_CORE = ("detectron2", "fvcore", "iopath", "yacs")
-ADAPTERS = ("data", "engine", "evaluation", "modeling")
+ADAPTERS = ("data", "engine", "evaluation", "labeling", "modeling", "pseudo_masks")
 CORE_PARTS = ("decoder", "labelers", "losses", "trunks")
 MOST_LINES = 400
+
+COMMAND = ("labeling", "pseudo_masks")  # the labelling command and its parts stand above everything else
 
 # who -> what it must not reach, not even through other modules of the package
 FORBIDDEN = {
     "core": ADAPTERS,
-    "modeling": ("data", "engine", "evaluation"),
-    "evaluation": ("engine", "modeling"),
-    "data": ("engine", "evaluation", "modeling"),
+    "modeling": ("data", "engine", "evaluation", *COMMAND),
+    "evaluation": ("engine", "modeling", *COMMAND),
+    "data": ("engine", "evaluation", "modeling", *COMMAND),
+    "engine": COMMAND,
+    "labeling": COMMAND[1:],
 } | {f"core.{part}": tuple(f"core.{other}" for other in CORE_PARTS if other != part) for part in CORE_PARTS}
 
 
@@ -136,13 +140,15 @@ def test_core_imports_nothing_of_detectron2_or_of_the_package_above_it() -> None
         ("modeling", "from .. import engine", "engine"),
         ("modeling.head", "def late():\n    import s2uniseg_d2.engine.hooks", "engine.hooks"),
         ("data.mapper", "from s2uniseg_d2.bridge import anything", "evaluation"),
+        ("engine.run", "from ..labeling import maker", "labeling.maker"),
+        ("labeling.maker", "from s2uniseg_d2.pseudo_masks import main", "pseudo_masks"),
         ("evaluation.build", "import importlib\nimportlib.import_module('s2uniseg_d2.modeling')", "modeling"),
     ],
 )
 def test_the_import_rule_sees_every_way_to_break_it(module: str, line: str, target: str) -> None:
     names = ("", "core", "core.decoder", "core.losses", "core.decoder.attention", "core.losses.matching", "bridge")
     names += ("modeling", "modeling.head", "data", "data.mapper", "evaluation", "evaluation.build")
-    names += ("engine", "engine.hooks")
+    names += ("engine", "engine.hooks", "engine.run", "labeling", "labeling.maker", "pseudo_masks")
     packages = {name for name in names if any(other.startswith(f"{name}.") for other in names)} | {""}
     sources = dict.fromkeys(names, "") | {"bridge": "import s2uniseg_d2.evaluation", module: line}
     trees = {
