@@ -50,8 +50,8 @@ def block_features(side: int, d: int, generator: torch.Generator) -> torch.Tenso
 def scene_features(side: int, d: int, generator: torch.Generator) -> torch.Tensor:
     """The same regions at every size, on noise of the tokens: adjacent cosines of 0.5 to 0.95 at every size."""
     fixed = torch.Generator().manual_seed(0)
-    field = 0.7 * torch.randn(1, d, 1, 1, generator=fixed).expand(1, d, side, side).clone()
-    for cells, strength in ((2, 0.6), (4, 0.4), (8, 0.3)):
+    field = 0.4 * torch.randn(1, d, 1, 1, generator=fixed).expand(1, d, side, side).clone()
+    for cells, strength in ((2, 0.4), (4, 0.5), (8, 0.6)):
         field += strength * _regions(side, cells, d, fixed)
     return field + 3 * _noise(side, d, generator, 0.5, 0.4)
 
