@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -40,6 +42,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, check, label or merge; returns the exit status: 0, 2 after an error, 130 after Ctrl-C."""
     logging.basicConfig(format="%(message)s")
+    # fvcore 0.1.5 was written for older torch, and a reader of this command can do nothing about it
+    warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
     try:
         arguments = _parser().parse_args(argv)
         if not (arguments.evaluate or arguments.output):
@@ -126,6 +130,8 @@ def _taus(text: str | None) -> list[str]:
     presets = uniap.TAU_PRESETS
     try:
         numbers = presets[text] if text in presets else tuple(float(word) for word in text.split(","))
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("not finite")
     except ValueError as error:
         known = ", ".join([*presets, "or numbers such as 0.8,0.6,0.4"])
         raise ValueError(f"--taus must be {known}, got {text!r}") from error

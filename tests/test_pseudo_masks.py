@@ -141,6 +141,7 @@ def test_a_shard_of_bad_pictures_is_an_error_but_leaves_its_file(pictures, tmp_p
         (["--input", "PICTURES", "--output", "x.json", "--kinds", "thing"], "invalid choice: 'thing'"),
         (["--input", "PICTURES", "--output", "x.json", "--taus", "0.5,0.6"], "taus must decrease strictly"),
         (["--input", "PICTURES", "--output", "x.json", "--taus", "finest"], "--taus must be"),
+        (["--input", "PICTURES", "--output", "x.json", "--taus", "0.5,nan"], "--taus must be"),
         (["--input", "PICTURES", "--output", "x.json", "--shard", "2"], "--shard must be I/N"),
         (["--input", "PICTURES", "--output", "x.json", "--shard", "a/b"], "--shard must be I/N"),
         (["--input", "PICTURES", "--output", "x.json", "--shard", "3/2"], "shard must be I/N with 1 <= I <= N"),

@@ -23,4 +23,4 @@ __all__ = [
     "resolve_dataset",
 ]
 
-register_benchmarks()
+register_benchmarks(replace=False)

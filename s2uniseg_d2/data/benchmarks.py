@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from .class_tables import (
 )
 from .coco_json import check_files, read_json
 from .panoptic_json import load_panoptic, panoptic_classes
+
+logger = logging.getLogger(__name__)
 
 Records = list[dict[str, Any]]
 Categories = list[dict[str, Any]]
@@ -130,16 +133,20 @@ def default_root() -> Path:
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
-def register_benchmarks(root: str | Path | None = None) -> None:
-    """Register :data:`BENCHMARKS` with Detectron2, in place of what has their names.
+def register_benchmarks(root: str | Path | None = None, replace: bool = True) -> None:
+    """Register :data:`BENCHMARKS` with Detectron2.
 
     Nothing is read until the records of a name are asked for, so a data set that is not on disk is no error.
 
     Args:
         root: folder of all data sets; None is :func:`default_root`.
+        replace: whether to take the place of what others have registered under these names; the log says what is kept.
     """
     folder = default_root() if root is None else Path(root)
     for name, benchmark in BENCHMARKS.items():
+        if not replace and name in DatasetCatalog and not MetadataCatalog.get(name).get("made_by"):
+            logger.warning("data set %s is registered already and stays as it is", name)
+            continue
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
         if name in MetadataCatalog:  # Detectron2 refuses to change a value

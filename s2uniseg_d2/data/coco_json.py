@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 _EXAMPLES = 3  # how many faulty items an error names
@@ -16,6 +16,9 @@ _REQUIRED = {
     "annotations": ("id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd"),
     "categories": ("id", "name"),
 }
+
+# A list of pictures is the user's own: it may name files anywhere.
+LIST = "picture list"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -70,6 +73,18 @@ def check_coco_content(json_path: Path, content: dict[str, Any], image_dir: Path
     check_files(json_path, "images", [image["file_name"] for image in content["images"]], image_dir)
 
 
+def check_inside(source: Path | str, names: Sequence[str], kind: str = "annotation file") -> None:
+    """Check that no file name of ``source`` leads out of the folder it counts from.
+
+    Raises:
+        ValueError: if one is absolute or climbs by "..".
+    """
+    for name in names:
+        path = PurePath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{kind} {source} must name files inside their folder, got {str(name)!r}")
+
+
 def check_files(source: Path, what: str, names: Sequence[str], folder: Path, kind: str = "annotation file") -> None:
     """Check that each file that ``source`` names is in a folder; each sub-folder is listed once.
 
@@ -81,8 +96,11 @@ def check_files(source: Path, what: str, names: Sequence[str], folder: Path, kin
         kind: of ``source``.
 
     Raises:
-        ValueError: if the folder is missing, or files are, with their number and the first few.
+        ValueError: if the folder is missing, a name leads out of it, or files are missing, with their number and the
+            first few.
     """
+    if kind != LIST:
+        check_inside(source, names, kind)
     if not folder.is_dir():
         raise ValueError(f"folder {folder}, for the {what} of {kind} {source}, does not exist")
     present: dict[str, set[str]] = {}

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from .coco_json import check_files
+from .coco_json import LIST, check_files
 
 # fmt: off
 SUFFIXES = frozenset({
@@ -71,7 +71,7 @@ def read_picture_list(path: Path) -> list[str]:
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise ValueError(f"picture list {path} names {len(names)} pictures, some of them twice, such as {twice}")
-    check_files(path, "pictures", names, path.parent, kind="picture list")
+    check_files(path, "pictures", names, path.parent, kind=LIST)
     root = str(path.parent.absolute())
     return [os.path.normpath(os.path.join(root, name)) for name in names]
 

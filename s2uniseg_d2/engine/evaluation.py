@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation import DatasetEvaluator, inference_context
 from detectron2.utils import comm
@@ -65,6 +66,11 @@ class SetResult(NamedTuple):
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
 
+def _truth_files(name: str) -> list[str]:
+    metadata = MetadataCatalog.get(name)
+    return [path for path in (metadata.get("json_file"), metadata.get("panoptic_json")) if path]
+
+
 def evaluate(cfg: CfgNode, model: nn.Module, *, resume: bool = False) -> OrderedDict[str, Any]:
     """Evaluate a model on every data set of ``DATASETS.TEST`` and write all of it to ``OUTPUT_DIR``.
 
@@ -89,7 +95,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, resume: bool = False) -> Ordered
     """
     records = _check_data(cfg)
     weights = weights_record(cfg, model)
-    digests = {f"pictures of {name}": data_digest(listed) for name, listed in records.items()}
+    digests = {f"pictures of {name}": data_digest(listed, _truth_files(name)) for name, listed in records.items()}
     identity = {**settings_of(cfg), "weights": weights["sha256"], **digests}
     parts = EvaluationParts(Path(cfg.OUTPUT_DIR) / PARTS, identity, cfg.EVALUATION.PART_PICTURES)
     parts.open(resume=resume)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,11 +63,21 @@ def constants_of(cfg: CfgNode) -> dict[str, Any]:
     return _leaves(cfg, [key for key in known_keys(cfg) if key.startswith(_CONSTANTS)])
 
 
-def data_digest(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return a SHA-256 of the pictures' names and ids, in order."""
+def data_digest(records: Sequence[Mapping[str, Any]], truths: Sequence[str] = ()) -> str:
+    """Return a SHA-256 of the pictures' names and ids, in order, and of the state of their truth.
+
+    Args:
+        records: the pictures; the label maps that they name count with size and time of change.
+        truths: files of truth for all of them, which count in the same way.
+    """
     digest = hashlib.sha256()
     for record in records:
         digest.update(f"{record['file_name']}\0{record.get('image_id')}\0".encode())
+    maps = [record[key] for record in records for key in ("sem_seg_file_name", "pan_seg_file_name") if key in record]
+    for path in [*truths, *maps]:
+        if os.path.isfile(path):
+            state = os.stat(path)
+            digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 

@@ -80,7 +80,7 @@ def report(
 def append_metrics(path: Path, results: Mapping[str, Any]) -> None:
     """Add one JSON line with an evaluation's figures to Detectron2's metrics file."""
     with path.open("a") as file:
-        file.write(json.dumps(results, default=float) + os.linesep)
+        file.write(json.dumps(without_nan(results), default=float) + os.linesep)
 
 
 def _write_text(path: Path, text: str) -> None:

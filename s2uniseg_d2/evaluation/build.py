@@ -148,8 +148,14 @@ def build_evaluator(dataset_name: str, **settings: Any) -> DatasetEvaluators:
 
 
 def crop_for(tasks: Sequence[str], crop: CenterCrop | None) -> CenterCrop | None:
-    """Return the crop if semantic labels are all that is measured: the other truths are of whole pictures."""
-    return crop if tuple(tasks) == ("semantic",) else None
+    """Return the crop if semantic labels are all that is measured.
+
+    The other truths are of whole pictures; the log says so when a crop is left out.
+    """
+    if crop is not None and tuple(tasks) != ("semantic",):
+        logger.warning("pictures are not cropped: tasks %s have truth for whole pictures", tuple(tasks))
+        return None
+    return crop
 
 
 def choose_tasks(dataset_name: str, tasks: Sequence[str]) -> tuple[str, ...]:

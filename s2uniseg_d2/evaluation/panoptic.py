@@ -17,6 +17,8 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from numpy.typing import NDArray
 
+from s2uniseg_d2.data.coco_json import check_inside
+
 from .class_mapping import (
     DEFAULT_STRATEGIES,
     check_mappings,
@@ -147,6 +149,7 @@ class MappedPanopticEvaluator(COCOPanopticEvaluator):
         try:
             self._categories = {category["id"]: category for category in content["categories"]}
             self._truth = {entry["image_id"]: entry for entry in content["annotations"]}
+            check_inside(path, [entry["file_name"] for entry in content["annotations"]], "the truth")
             self._thing_ids = [c["id"] for c in content["categories"] if c["isthing"]]
             self._stuff_ids = [c["id"] for c in content["categories"] if not c["isthing"]]
             kinds = (self._thing_ids, self._stuff_ids)

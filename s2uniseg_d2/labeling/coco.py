@@ -85,7 +85,7 @@ def read_info(path: Path) -> dict[str, Any]:
             info = _parse(path, file.readline().removeprefix(_INFO))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(info, dict) or not isinstance(info.get("settings"), dict):
+    if not (isinstance(info, dict) and isinstance(info.get("settings"), dict) and {"shard"} <= info["settings"].keys()):
         raise _not_ours(path)
     return info
 

@@ -125,7 +125,7 @@ class PseudoMaskMaker:
         upscale: str = "nearest",
         overrides: Sequence[str] = (),
     ) -> PseudoMaskMaker:
-        """The maker of a config, by default the paper's: DINO's ViT-B/8 with adapter, 512 pixels, five layers.
+        """The maker of a config, by default the paper's (ViT-B/8, 512 pixels, five layers) with random weights.
 
         Args:
             weights: see :func:`build_encoder`; "" is random, None is what the config names.

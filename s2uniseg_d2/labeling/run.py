@@ -93,7 +93,7 @@ class RunOptions:
         if parts > len(batches):
             raise ValueError(
                 f"shard must leave every machine a batch: {count} pictures make {len(batches)} batches of {size}, "
-                f"got {part}/{parts}"
+                f"got {part}/{parts}; smaller batches make more of them"
             )
         return batches[part - 1 :: parts]
 

@@ -44,7 +44,7 @@ def embed_labels(labels: PseudoLabels, features: Tensor, cells_per_token: int, v
         labels: masks ``(n, h, w)`` on the stride-4 grid; their embeddings do not matter.
         features: ``(d, rows, columns)`` valid tokens of the picture.
         cells_per_token: side of a token in cells of the masks.
-        vote: as UniAP's, so that its own masks would get its own embeddings.
+        vote: as UniAP's, so that its own masks would get its own embeddings (but for pooled voters).
     """
     kinds = []
     for kind in labels:

@@ -87,3 +87,6 @@ def test_ward_gives_as_many_connected_clusters_as_asked():
     assert labels.shape == (12, 12)
     assert sorted(np.bincount(labels.ravel())) == sorted([first.sum(), second.sum(), (~(first | second)).sum()])
     assert len(np.unique(cluster_by_ward(features[:, :2, :2], clusters=50))) == 4
+    # Like bands that do not touch stay apart, though the middle one varies more than they differ.
+    bands = at_angles([[0, 0, 90, 94, 1, 1]] * 4)
+    assert groups(cluster_by_ward(bands, clusters=3)) == [0, 0, 1, 1, 2, 2] * 4

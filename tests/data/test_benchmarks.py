@@ -138,3 +138,17 @@ def test_faults_of_panoptic_files(panoptic, change, match):
 
 def test_coco_s_own_panoptic_file_is_sound(shared_data):
     assert len(read_panoptic_json(shared_data / "panoptic2" / "panoptic.json")["annotations"]) == 2
+
+
+def test_a_users_own_registration_stays_at_import_and_goes_on_request(caplog):
+    name = "uvo_dense_val"
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, list)
+    try:
+        register_benchmarks(replace=False)
+        assert DatasetCatalog.get(name) == []
+        assert "stays as it is" in caplog.text
+    finally:
+        register_benchmarks()
+    assert MetadataCatalog.get(name).made_by

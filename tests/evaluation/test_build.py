@@ -1,18 +1,10 @@
 from __future__ import annotations
 
-import json
-import os
-import pickle
-import subprocess
-import sys
-
-import numpy as np
 import pytest
-from detectron2.data import MetadataCatalog
 
 from s2uniseg_d2.evaluation import available_tasks, build_evaluator, format_results
 
-from .conftest import predict, run
+from .conftest import run
 
 ALL = {"segm_agnostic", "segm_mapped", "sem_seg_mapped", "panoptic_mapped"}
 
@@ -100,39 +92,3 @@ def test_table_of_several_data_sets():
 @pytest.mark.parametrize("results", [{}, {"a": {}}, {"segm_agnostic": {"AP-person": 1.0}}])
 def test_table_of_nothing(results):
     assert format_results(results) == "no results"
-
-
-WORKER = """
-import json, pickle, sys
-import torch.distributed as dist
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from s2uniseg_d2.evaluation import build_evaluator
-
-folder, rank = sys.argv[1], int(sys.argv[2])
-name, records, metadata, outputs = pickle.load(open(f"{folder}/job.pkl", "rb"))
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-DatasetCatalog.register(name, lambda: records)
-MetadataCatalog.get(name).set(**metadata)
-evaluator = build_evaluator(name, num_clusters=7)
-evaluator.reset()
-for number in (2, 0) if rank == 0 else (3, 1):
-    evaluator.process([records[number]], [outputs[number]])
-results = evaluator.evaluate()
-json.dump(results, open(f"{folder}/results{rank}.json", "w"))
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_figures_of_one(scenes, tmp_path, repository):
-    outputs = [predict(scenes, r["image_id"], rename=[6, 0, 4, 1, 2].__getitem__) for r in scenes.records]
-    expected = run(build_evaluator(scenes.name, num_clusters=7), scenes.records, outputs)
-    metadata = {key: value for key, value in MetadataCatalog.get(scenes.name).as_dict().items() if key != "name"}
-    (tmp_path / "job.pkl").write_bytes(pickle.dumps((scenes.name, scenes.records, metadata, outputs)))
-    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WORKER, str(tmp_path)]
-    workers = [subprocess.Popen([*command, str(rank)], env=environment) for rank in (0, 1)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    results = json.loads((tmp_path / "results0.json").read_text())
-    np.testing.assert_equal(results, dict(expected))
-    assert json.loads((tmp_path / "results1.json").read_text()) == {}

@@ -293,6 +293,10 @@ def test_bad_input(scenes, predictions):
     path.write_text(json.dumps(content | {"categories": content["categories"][:-1]}))
     with pytest.raises(ValueError, match="must be of the categories it lists, got category_id 22"):
         MappedPanopticEvaluator(scenes.name, num_clusters=5)
+    stray = [{**entry, "file_name": f"../{entry['file_name']}"} for entry in content["annotations"]]
+    path.write_text(json.dumps(content | {"annotations": stray}))
+    with pytest.raises(ValueError, match=r"must name files inside their folder, got '\.\./"):
+        MappedPanopticEvaluator(scenes.name, num_clusters=5)
     path.write_text("{}")
     with pytest.raises(ValueError, match="is not in COCO's panoptic format: KeyError"):
         MappedPanopticEvaluator(scenes.name, num_clusters=5)

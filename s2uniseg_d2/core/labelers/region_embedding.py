@@ -20,10 +20,11 @@ _CHUNK_VALUES = 2**23
 def embed_regions(features: Tensor, masks: Tensor, sigma: float, affinity: str = "mean") -> Tensor:
     """L2N{softmax(M A / σ) F} of every mask M, with A = F Fᵀ and F the normalised features.
 
-    Source: Eq. 5. What UniAP gives a mask of its own, to 1e-5. As M A = (M F) Fᵀ, this is one attention of the masks'
-    summed features over all tokens, a few masks at a time: nothing grows with tokens times tokens. Votes that float32
-    does not give closely, as from long queries (the literal sum, a small σ) or where they nearly cancel, are computed
-    in float64; autocast and TF32 do not matter. A vote that cancels is a row of zeros. No gradient.
+    Source: Eq. 5. What UniAP gives a mask of its own, to 1e-5, if all tokens vote. As M A = (M F) Fᵀ, this is one
+    attention of the masks' summed features over all tokens, a few masks at a time: nothing grows with tokens times
+    tokens. Votes that float32 does not give closely, as from long queries (the literal sum, a small σ) or where they
+    nearly cancel, are computed in float64; autocast and TF32 do not matter. A vote that cancels is a row of zeros. No
+    gradient.
 
     Args:
         features: ``(d, h, w)`` float, the valid tokens of one picture and no padding; normalised here.
@@ -55,8 +56,9 @@ def embed_regions(features: Tensor, masks: Tensor, sigma: float, affinity: str =
         votes, norms = _vote(features, shares, scales, torch.float32)
         lengths = torch.linalg.vector_norm(votes, dim=1)
         poor = (~(norms < MOST_ROUNDED * lengths)).nonzero()[:, 0]
-        votes[poor] = _vote(features, shares[poor], scales[poor], torch.float64)[0]
-        lengths[poor] = torch.linalg.vector_norm(votes[poor], dim=1)
+        if poor.numel():
+            votes[poor] = _vote(features, shares[poor], scales[poor], torch.float64)[0]
+            lengths[poor] = torch.linalg.vector_norm(votes[poor], dim=1)
         return torch.where(lengths[:, None] > SHORTEST, votes / lengths[:, None], 0.0).float()
 
 

@@ -93,17 +93,16 @@ class Voters:
             grid: rows and columns, if the voters are a grid in row-major order; groups of neighbours follow it.
         """
         d, k = raw.shape
+        if raw.dtype == torch.float64:
+            # Scaled by the largest entry first: squares of float64 features may overflow.
+            raw = raw / raw.abs().amax(dim=0)
         self._set(raw, sizes, grid or (1, k))
         self._inverse_norms = torch.empty(k, dtype=torch.float64, device=raw.device)
         self.rows = torch.empty(k, d, dtype=torch.float32, device=raw.device)
-        if raw.dtype == torch.float64:
-            self._normalise_doubles()
-        else:
-            self.rows.copy_(raw.t())
-            for part in _slices(k, ROW_CHUNK):
-                exact = self.rows[part].double()
-                self._inverse_norms[part] = torch.einsum("kd,kd->k", exact, exact).rsqrt()
-                self.rows[part] = exact.mul_(self._inverse_norms[part, None])
+        for part in _slices(k, ROW_CHUNK):
+            exact = self._raw[:, part].t().double()
+            self._inverse_norms[part] = torch.einsum("kd,kd->k", exact, exact).rsqrt()
+            self.rows[part] = exact * self._inverse_norms[part, None]
 
     def _set(self, raw: Tensor, sizes: Tensor, grid: tuple[int, int]) -> None:
         self.tokens = self
@@ -141,14 +140,6 @@ class Voters:
         column = torch.arange(columns, device=self.rows.device) // side
         grid = (-(-rows // side), -(-columns // side))
         return (row[:, None] * grid[1] + column).flatten(), grid
-
-    def _normalise_doubles(self) -> None:
-        for part in _slices(len(self), ROW_CHUNK):
-            exact = self._raw[:, part].t()
-            # Scaled by the largest entry first: squares of float64 features may overflow.
-            peak = exact.abs().amax(dim=1)
-            self._inverse_norms[part] = 1 / (peak * torch.linalg.vector_norm(exact / peak[:, None], dim=1))
-            self.rows[part] = exact * self._inverse_norms[part, None]
 
     def __len__(self) -> int:
         """Return the number of voters."""

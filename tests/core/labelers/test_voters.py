@@ -16,7 +16,7 @@ def make_voters(k: int, d: int, seed: int = 0) -> tuple[Voters, torch.Tensor, to
     return Voters(raw, sizes), functional.normalize(raw.double().T, dim=1), sizes.double() / sizes.sum()
 
 
-@pytest.mark.parametrize("scale", [1e-38, 1.0, 1e30, 1e200])
+@pytest.mark.parametrize("scale", [1e-305, 1e-38, 1.0, 1e30, 1e200, 1e307])
 def test_rows_are_unit_whatever_their_scale(scale):
     raw = torch.randn(6, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     voters = Voters(raw * scale, torch.ones(300, dtype=torch.int64))
@@ -129,3 +129,13 @@ def test_double_arithmetic_on_rounded_rows_promises_more_and_keeps_it(sigma):
     value, error = voters.disagreement(means, ends, exact=False)
     assert ((value - voters.disagreement(means, ends)[0]).abs() <= error).all()
     assert (error < 1e-6).all()
+
+
+def test_groups_of_one_voter_bound_the_disagreement_by_its_rounding_alone(monkeypatch):
+    monkeypatch.setattr(module, "GROUPS", 10**6)
+    voters, _, _ = make_voters(300, 64)
+    ends = torch.randint(300, (2, 500), generator=torch.Generator().manual_seed(4))
+    below = voters.bound_disagreement_below(voters.rows, ends)
+    truth = voters.disagreement(voters.exact(slice(None)), ends)[0]
+    assert (below <= truth).all()
+    assert (truth - below < 1e-4).all()
