@@ -55,6 +55,7 @@ class EvaluationParts:
             refuse_kept(self.folder)
         if _holds_pictures(self.folder):
             self._check_identity()
+            logger.info("--resume: going on after the pictures that are kept in %s", self.folder)
         elif resume:
             logger.warning("--resume: nothing is kept in %s, the evaluation starts anew", self.folder)
         comm.synchronize()
