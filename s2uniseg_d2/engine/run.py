@@ -132,13 +132,6 @@ def fit_to_device(cfg: CfgNode, num_gpus: int = 1, num_machines: int = 1) -> lis
     return notes
 
 
-def _refuse_to_mix_runs(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"OUTPUT_DIR must be a folder, got the file {output}")
-    if (output / "last_checkpoint").is_file():
-        raise ValueError(f"OUTPUT_DIR {output} already holds a run: add --resume to go on, or name another folder")
-
-
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train or evaluate as the arguments say; the main process of an evaluation returns its results."""
     cfg = set_up(args)

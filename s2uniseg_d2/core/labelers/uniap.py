@@ -126,8 +126,8 @@ class UniAP:
 
         Args:
             config: the settings; None takes the paper's.
-            batched: whether :meth:`__call__` works on all pictures at once, in float64 and without questions to the
-                host inside a layer (:mod:`.batched`); None: on CUDA devices. Either way gives the same masks.
+            batched: whether :meth:`__call__` works on all pictures at once, in float64 and with two questions to the
+                host in each pass (:mod:`.batched`); None: on CUDA devices. Either way gives the same masks.
         """
         self.config = config or UniAPConfig()
         self.batched = batched
