@@ -5,9 +5,14 @@ Axes: b pictures or views, q queries, n masks, d embedding width, c channels, h 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from s2uniseg_d2.core.ops.transfer import to_device
 
 
 class FeaturePyramid(NamedTuple):
@@ -52,6 +57,45 @@ class QueryPrediction(NamedTuple):
     masks: Tensor
     objectness: Tensor
     queries: Tensor
+
+
+class TargetMasks(NamedTuple):
+    """The target masks of all views of a batch, one view's after the other's.
+
+    Attributes:
+        masks: ``(n, h, w)`` bool, the views' masks joined.
+        counts: masks of each view; their sum is n.
+        starts: ``(b,)`` int64, the first row of each view.
+        views: ``(n,)`` int64, the view of each row.
+    """
+
+    masks: Tensor
+    counts: tuple[int, ...]
+    starts: Tensor
+    views: Tensor
+
+    @classmethod
+    def of(cls, masks: Tensor, counts: Sequence[int]) -> TargetMasks:
+        """Joined ``masks`` of views with ``counts`` masks each.
+
+        Raises:
+            ValueError: if the counts do not add up to the masks.
+        """
+        if sum(counts) != len(masks):
+            raise ValueError(f"counts must add up to the {len(masks)} masks, got {tuple(counts)}")
+        lengths = np.array(counts, dtype=np.int64)
+        starts = torch.from_numpy(lengths.cumsum() - lengths)
+        views = torch.from_numpy(np.arange(len(lengths)).repeat(lengths))
+        return cls(masks, tuple(counts), to_device(starts, masks.device), to_device(views, masks.device))
+
+    @classmethod
+    def join(cls, masks: Sequence[Tensor]) -> TargetMasks:
+        """Masks ``(n_i, h, w)`` of every view; n_i may be 0, but there must be a view."""
+        return cls.of(torch.cat(list(masks)), [len(view) for view in masks])
+
+    def rows(self, match: Match) -> Tensor:
+        """The row of each matched pair's target, ``(m,)``."""
+        return self.starts[match.image] + match.target
 
 
 class Match(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from s2uniseg_d2.core.labelers.base import Labeler
 from s2uniseg_d2.core.losses.dino_head import DINOHead
 from s2uniseg_d2.core.losses.mask_losses import mask_losses
-from s2uniseg_d2.core.losses.matching import match_masks
+from s2uniseg_d2.core.losses.matching import MatchingProblem, match_masks
 from s2uniseg_d2.core.losses.normalizer import global_count
 from s2uniseg_d2.core.losses.objectness import objectness_loss
 from s2uniseg_d2.core.losses.query_distillation import Center, query_distillation_loss
@@ -27,7 +27,7 @@ from .backbone import ViTAdapterBackbone
 from .head import QueryGroupHead
 from .labelers import RegionVote, build_uniap, embed_labels
 from .prediction import PredictionSettings, predict_from_labels, predict_from_queries
-from .targets import ViewTargets, crop_labels_to_views
+from .targets import crop_labels_to_views
 
 # query group -> which of the teacher's masks it learns
 GROUPS = {"ins": "instance", "sem": "semantic"}
@@ -203,43 +203,45 @@ class S2UniSeg(nn.Module):
         """
         if not self.training:
             return self.predict(batch)
-        views = torch.cat([item["views"] for item in batch]).to(self.device)
+        views = torch.cat([item["views"] for item in batch]).to(self.device, non_blocking=True)
+        # first, for it looks at the device once, which has nothing of the student's queued yet that would be waited for
+        targets = crop_labels_to_views(batch, (views.shape[-2] // 4, views.shape[-1] // 4), self.device)
         predictions = self.sem_seg_head(self.backbone((views - self.pixel_mean) / self.pixel_std))
         trained = predictions if self.deep_supervision else predictions[-1:]
-        grid = (predictions[-1].masks.shape[-2], predictions[-1].masks.shape[-1])
-
-        losses: dict[str, Tensor] = {}
-        student_queries, teacher_queries = [], []
+        problems: dict[str, MatchingProblem] = {}
+        objectness: dict[str, Tensor] = {}
         for group, kind in GROUPS.items():
             queries = self.sem_seg_head.slices[group]
-            targets = crop_labels_to_views(batch, grid, kind, self.device)
             for layer, prediction in enumerate(trained):
                 suffix = group if prediction is predictions[-1] else f"{group}_{layer}"
-                try:
-                    match = match_masks(prediction.masks[:, queries], targets.masks)
-                except FloatingPointError as error:
-                    raise FloatingPointError(f"loss_mask_{suffix}: {error}") from error
-                losses.update(self._supervise(prediction, queries, targets, match, suffix))
-            # the last layer's match
-            student_queries.append(predictions[-1].queries[:, queries][match.image, match.query])
-            teacher_queries.append(targets.matched_embeddings(match))
+                problems[suffix] = MatchingProblem(prediction.masks[:, queries], targets[kind].masks)
+                objectness[suffix] = prediction.objectness[:, queries]
+        matches = match_masks(problems)
+
+        losses: dict[str, Tensor] = {}
+        for suffix, problem in problems.items():
+            losses.update(self._supervise(problem, objectness[suffix], matches[suffix], suffix))
+        # QuerySD takes the last layer's pairs
+        student_queries, teacher_queries = [], []
+        for group, kind in GROUPS.items():
+            match = matches[group]
+            queries = predictions[-1].queries[:, self.sem_seg_head.slices[group]]
+            student_queries.append(queries[match.image, match.query])
+            teacher_queries.append(targets[kind].matched_embeddings(match))
         losses["loss_query_sd"] = self._distil(torch.cat(student_queries), torch.cat(teacher_queries))
         return losses
 
-    def _supervise(
-        self, prediction: QueryPrediction, queries: slice, targets: ViewTargets, match: Match, suffix: str
-    ) -> dict[str, Tensor]:
+    def _supervise(self, problem: MatchingProblem, objectness: Tensor, match: Match, suffix: str) -> dict[str, Tensor]:
         """Weighted mask, Dice and objectness losses of one group after one decoder layer."""
-        normalizer = global_count(len(match.image), self.device)
         losses = mask_losses(
-            prediction.masks[:, queries],
-            targets.masks,
+            problem.logits,
+            problem.targets,
             match,
-            normalizer=normalizer,
+            normalizer=global_count(len(match.image), self.device),
             generator=self._draws(),
             **self.point_sampling,
         )
-        losses["objectness"] = objectness_loss(prediction.objectness[:, queries], match, self.no_object_weight)
+        losses["objectness"] = objectness_loss(objectness, match, self.no_object_weight)
         return {f"loss_{name}_{suffix}": self.loss_weights[name] * loss for name, loss in losses.items()}
 
     def _draws(self) -> torch.Generator:

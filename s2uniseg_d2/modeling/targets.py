@@ -5,56 +5,72 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from s2uniseg_d2.core.ops.masks import crop_masks, nonempty
-from s2uniseg_d2.core.structures import Match, PseudoMasks
+from s2uniseg_d2.core.ops.transfer import to_device
+from s2uniseg_d2.core.structures import Match, PseudoLabels, TargetMasks
+
+KINDS = PseudoLabels._fields
 
 
 class ViewTargets(NamedTuple):
-    """What the student should find in each view of a batch.
+    """What the student should find in the views of a batch.
 
     Attributes:
-        masks: per view ``(n, h, w)`` bool at stride 4 of the view.
-        embeddings: per view ``(n, d)`` teacher queries.
+        masks: at stride 4 of the views.
+        embeddings: ``(n, d)`` the teacher query of each mask.
     """
 
-    masks: list[Tensor]
-    embeddings: list[Tensor]
+    masks: TargetMasks
+    embeddings: Tensor
 
     def matched_embeddings(self, match: Match) -> Tensor:
         """The teacher queries of the matched pairs, ``(m, d)``, in the order of the match."""
-        counts = torch.tensor([len(embeddings) for embeddings in self.embeddings])
-        offsets = (counts.cumsum(0) - counts).to(match.image.device)
-        return torch.cat(self.embeddings)[offsets[match.image] + match.target]
+        return self.embeddings[self.masks.rows(match)]
 
 
 def crop_labels_to_views(
-    batch: Sequence[Mapping[str, Any]], grid: tuple[int, int], kind: str, device: torch.device
-) -> ViewTargets:
-    """Teacher masks of one kind, cropped to all views of all pictures; masks that leave no pixel are dropped.
+    batch: Sequence[Mapping[str, Any]], grid: tuple[int, int], device: torch.device
+) -> dict[str, ViewTargets]:
+    """Teacher masks of each kind, cropped to all views of all pictures; masks that leave no pixel are dropped.
 
-    Source: "Cropped Bipartite Matching" of the paper.
+    Source: "Cropped Bipartite Matching" of the paper. Which masks a view still sees is read from the device once, for
+    both kinds and all views together.
 
     Args:
-        batch: items with ``pseudo``, ``boxes`` and ``flips``.
+        batch: items with ``pseudo``, ``boxes`` and ``flips``; at least one view.
         grid: rows and columns of the views' stride-4 grid.
-        kind: ``instance`` or ``semantic``.
         device: where the targets are wanted; labels of the teacher are there already, offline ones are moved.
+
+    Returns:
+        The targets under ``instance`` and ``semantic``.
 
     Raises:
         ValueError: if an item carries no pseudo-labels.
     """
-    masks: list[Tensor] = []
+    cropped: list[Tensor] = []
     embeddings: list[Tensor] = []
+    sizes: list[int] = []  # masks of each kind, view by view
     for item in batch:
         if "pseudo" not in item:
             raise ValueError("every item of a training batch must hold 'pseudo' labels; PseudoLabelHook adds them")
-        labels = PseudoMasks(*(value.to(device, non_blocking=True) for value in getattr(item["pseudo"], kind)))
+        kinds = [getattr(item["pseudo"], kind) for kind in KINDS]
+        masks = torch.cat([kind.masks.to(device, non_blocking=True) for kind in kinds])
+        queries = torch.cat([kind.embeddings.to(device, non_blocking=True) for kind in kinds])
         for box, flip in zip(item["boxes"], item["flips"].tolist(), strict=True):
-            cropped = crop_masks(labels.masks, box, flip, grid)
-            seen = nonempty(cropped)
-            masks.append(cropped[seen])
-            embeddings.append(labels.embeddings[seen])
-    return ViewTargets(masks, embeddings)
+            cropped.append(crop_masks(masks, box, flip, grid))
+            embeddings.append(queries)
+            sizes += [len(kind.masks) for kind in kinds]
+    all_masks, all_embeddings = torch.cat(cropped), torch.cat(embeddings)
+    ends = np.cumsum(sizes)
+    seen = np.split(nonempty(all_masks).cpu().numpy(), ends[:-1])
+    targets = {}
+    for number, kind in enumerate(KINDS):
+        rows = [np.flatnonzero(seen[i]) + ends[i] - sizes[i] for i in range(number, len(sizes), len(KINDS))]
+        chosen = to_device(torch.from_numpy(np.concatenate(rows)), device)
+        masks_of_kind = TargetMasks.of(all_masks[chosen], [len(view) for view in rows])
+        targets[kind] = ViewTargets(masks_of_kind, all_embeddings[chosen])
+    return targets

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from s2uniseg_d2.core.structures import Match, PseudoLabels, PseudoMasks
+from s2uniseg_d2.core.structures import Match, PseudoLabels, PseudoMasks, TargetMasks
 from s2uniseg_d2.modeling.targets import ViewTargets, crop_labels_to_views
 
 CPU = torch.device("cpu")
@@ -21,31 +21,63 @@ def item(masks, boxes, flips):
     }
 
 
+def views_of(targets):
+    return targets.masks.masks.split(list(targets.masks.counts))
+
+
 def test_a_view_of_the_whole_picture_keeps_its_masks_and_a_flip_mirrors_them():
     masks = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5
     whole = [0.0, 0.0, 32.0, 32.0]
-    targets = crop_labels_to_views([item(masks, [whole, whole], [False, True])], (8, 8), "instance", CPU)
-    assert torch.equal(targets.masks[0], masks)
-    assert torch.equal(targets.masks[1], masks.flip(-1))
-    semantic = crop_labels_to_views([item(masks, [whole], [False])], (8, 8), "semantic", CPU)
-    assert torch.equal(semantic.masks[0], masks[:1])
+    targets = crop_labels_to_views([item(masks, [whole, whole], [False, True])], (8, 8), CPU)
+    plain, mirrored = views_of(targets["instance"])
+    assert torch.equal(plain, masks)
+    assert torch.equal(mirrored, masks.flip(-1))
+    plain, mirrored = views_of(targets["semantic"])
+    assert torch.equal(plain, masks[:1])
+    assert torch.equal(mirrored, masks[:1].flip(-1))
 
 
 def test_masks_outside_a_view_are_dropped_with_their_embeddings():
     masks = torch.zeros(2, 8, 8, dtype=torch.bool)
     masks[0, :2, :2] = masks[1, 6:, 6:] = True
-    targets = crop_labels_to_views([item(masks, [[16.0, 16.0, 32.0, 32.0]], [False])], (4, 4), "instance", CPU)
-    assert len(targets.masks[0]) == 1
-    assert torch.equal(targets.embeddings[0], torch.eye(2, 4)[1:])
+    targets = crop_labels_to_views([item(masks, [[16.0, 16.0, 32.0, 32.0]], [False])], (4, 4), CPU)
+    assert targets["instance"].masks.counts == (1,)
+    assert torch.equal(targets["instance"].embeddings, torch.eye(2, 4)[1:])
+    assert targets["semantic"].masks.counts == (0,)
+
+
+def test_a_batch_equals_its_pictures_one_by_one_and_is_read_once(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    batch = [
+        item(
+            torch.rand(n, 8, 8, generator=generator) > 0.9,
+            [[0.0, 0.0, 9.0, 9.0], [8.0, 4.0, 32.0, 30.0]],
+            [False, True],
+        )
+        for n in (4, 1, 6)
+    ]
+    batch[1]["pseudo"] = PseudoLabels(*(labels(torch.zeros(0, 8, 8, dtype=torch.bool)) for _ in range(2)))
+    alone = [crop_labels_to_views([one], (4, 4), CPU) for one in batch]
+    copies = []
+    original = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(1) or original(self))
+    together = crop_labels_to_views(batch, (4, 4), CPU)
+    assert len(copies) == 1
+    for kind, targets in together.items():
+        parts = [one[kind] for one in alone]
+        assert targets.masks.counts == sum((part.masks.counts for part in parts), ())
+        assert torch.equal(targets.masks.masks, torch.cat([part.masks.masks for part in parts]))
+        assert torch.equal(targets.embeddings, torch.cat([part.embeddings for part in parts]))
+    assert sum(together["instance"].masks.counts) > 6
 
 
 def test_matched_embeddings_follow_the_pairs_over_views_of_different_length():
     rows = torch.arange(12.0).view(6, 2)
-    targets = ViewTargets([], [rows[:3], rows[3:3], rows[3:]])
+    targets = ViewTargets(TargetMasks.of(torch.zeros(6, 1, 1, dtype=torch.bool), (3, 0, 3)), rows)
     match = Match(torch.tensor([0, 0, 2]), torch.tensor([5, 1, 0]), torch.tensor([2, 0, 1]))
     assert torch.equal(targets.matched_embeddings(match), rows[[2, 0, 4]])
 
 
 def test_unlabelled_batches_are_refused():
     with pytest.raises(ValueError, match="must hold 'pseudo' labels"):
-        crop_labels_to_views([{"boxes": torch.zeros(0, 4), "flips": torch.zeros(0)}], (4, 4), "instance", CPU)
+        crop_labels_to_views([{"boxes": torch.zeros(0, 4), "flips": torch.zeros(0)}], (4, 4), CPU)

@@ -1,17 +1,16 @@
 """Losses between matched masks: binary cross-entropy and Dice, on sampled points or on all pixels.
 
-Axes: b views, q queries, n masks, m matched pairs, p points, h and w rows and columns of the stride-4 grid.
+Axes: b views, q queries, n masks of all views together, m matched pairs, p points, h and w rows and columns of the
+stride-4 grid.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s2uniseg_d2.core.structures import Match
+from s2uniseg_d2.core.structures import Match, TargetMasks
 
 # candidates that are looked at in one go: hundreds of pairs with 37,632 each would take gigabytes
 CANDIDATES_AT_ONCE = 2**24
@@ -19,7 +18,7 @@ CANDIDATES_AT_ONCE = 2**24
 
 def mask_losses(
     logits: Tensor,
-    targets: Sequence[Tensor],
+    targets: TargetMasks,
     match: Match,
     *,
     normalizer: Tensor | float,
@@ -36,7 +35,7 @@ def mask_losses(
 
     Args:
         logits: ``(b, q, h, w)`` mask logits.
-        targets: for every view ``(n_i, h', w')`` bool, all views on one grid.
+        targets: of the same views, on a grid of their own ``(h', w')``.
         match: the pairs.
         normalizer: see ``global_count``.
         num_points: points per pair; 0 takes all pixels, which draws nothing and needs targets on the logits' grid.
@@ -49,15 +48,17 @@ def mask_losses(
             do not fit.
     """
     _check_sampling(num_points, oversample_ratio, importance_ratio, generator)
-    if len(targets) != len(logits):
-        raise ValueError(f"targets must hold one tensor per view, got {len(targets)} for {len(logits)} views")
+    if len(targets.counts) != len(logits):
+        raise ValueError(
+            f"targets must count the masks of each view, got {len(targets.counts)} for {len(logits)} views"
+        )
     if match.query.numel() == 0:
         # an empty sum keeps the graph as logits.sum() * 0 would, but cannot overflow to inf * 0
         zero = logits.flatten()[:0].float().sum()
         return {"mask": zero, "dice": zero.clone()}
     # nothing below is cast down by autocast, so float32 here is float32 to the end
     predicted = logits[match.image, match.query].float()
-    truth = _matched_targets(targets, match).to(predicted.dtype)
+    truth = targets.masks[targets.rows(match)].to(predicted.dtype)
     if num_points == 0:
         if truth.shape != predicted.shape:
             raise ValueError(
@@ -128,13 +129,6 @@ def _dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     overlap = (probabilities * targets).sum(dim=1)
     total = probabilities.sum(dim=1) + targets.sum(dim=1)
     return 1.0 - (2.0 * overlap + 1.0) / (total + 1.0)
-
-
-def _matched_targets(targets: Sequence[Tensor], match: Match) -> Tensor:
-    """The target of every pair, ``(m, h', w')``."""
-    counts = torch.tensor([len(masks) for masks in targets])
-    offsets = (counts.cumsum(0) - counts).to(match.image.device, non_blocking=True)
-    return torch.cat(list(targets))[offsets[match.image] + match.target]
 
 
 def _check_sampling(

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from s2uniseg_d2.core.losses.dino_head import DINOHead
 from s2uniseg_d2.core.losses.mask_losses import mask_losses
-from s2uniseg_d2.core.losses.matching import match_masks
+from s2uniseg_d2.core.losses.matching import MatchingProblem, match_masks
 from s2uniseg_d2.core.losses.normalizer import global_count
 from s2uniseg_d2.core.losses.objectness import objectness_loss
 from s2uniseg_d2.core.losses.query_distillation import Center, query_distillation_loss
+from s2uniseg_d2.core.structures import Match, TargetMasks
 
 
 class TinyStudent(nn.Module):
@@ -29,9 +30,13 @@ class TinyStudent(nn.Module):
         return torch.einsum("bqc,bchw->bqhw", queries, pixels), self.objectness(queries), queries
 
 
-def total_loss(student: TinyStudent, targets: list[Tensor], num_points: int) -> Tensor:
-    masks, objectness, queries = student(torch.randn(len(targets), 3, 8, 8))
-    match = match_masks(masks, targets)
+def match_one(logits: Tensor, targets: TargetMasks) -> Match:
+    return match_masks({"": MatchingProblem(logits, targets)})[""]
+
+
+def total_loss(student: TinyStudent, targets: TargetMasks, num_points: int) -> Tensor:
+    masks, objectness, queries = student(torch.randn(len(targets.counts), 3, 8, 8))
+    match = match_one(masks, targets)
     count = global_count(len(match.image), masks.device)
     losses = mask_losses(
         masks, targets, match, normalizer=count, num_points=num_points, generator=torch.Generator().manual_seed(0)
@@ -59,7 +64,7 @@ def test_losses_are_finite_and_reach_every_parameter(views, num_points):
     student = TinyStudent()
     kinds = {"some": torch.rand(8, 8) > 0.5, "full": torch.ones(8, 8) > 0, "none": torch.zeros(8, 8) > 0}
     targets = [torch.stack([kinds[k] for k in view]) if view else torch.zeros(0, 8, 8) > 0 for view in views]
-    loss = total_loss(student, targets, num_points)
+    loss = total_loss(student, TargetMasks.join(targets), num_points)
     loss.backward()
     assert torch.isfinite(loss)
     for name, parameter in student.named_parameters():
@@ -70,16 +75,17 @@ def test_losses_are_finite_and_reach_every_parameter(views, num_points):
 
 def test_learns_two_masks():
     """Gradient descent on the mask losses finds the masks, so their sign and their matching are right."""
-    targets = [torch.zeros(2, 8, 8, dtype=torch.bool)]
-    targets[0][0, :4], targets[0][1, :, 5:] = True, True
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, :4], masks[1, :, 5:] = True, True
+    targets = TargetMasks.join([masks])
     torch.manual_seed(0)
     logits = nn.Parameter(torch.randn(1, 4, 8, 8) * 0.1)
     optimizer = torch.optim.Adam([logits], lr=0.3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(60):
-        match = match_masks(logits, targets)
+        match = match_one(logits, targets)
         losses = mask_losses(logits, targets, match, normalizer=2.0, num_points=64, generator=generator)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-    assert torch.equal(logits[match.image, match.query] > 0, targets[0])
+    assert torch.equal(logits[match.image, match.query] > 0, masks)

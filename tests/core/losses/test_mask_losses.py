@@ -6,8 +6,12 @@ import torch
 from torch.nn import functional
 
 from s2uniseg_d2.core.losses import mask_losses as module
-from s2uniseg_d2.core.losses.mask_losses import draw_uncertain_points, mask_losses, sample_points
-from s2uniseg_d2.core.structures import Match
+from s2uniseg_d2.core.losses.mask_losses import draw_uncertain_points, sample_points
+from s2uniseg_d2.core.structures import Match, TargetMasks
+
+
+def mask_losses(logits, targets, match, **options):
+    return module.mask_losses(logits, TargetMasks.join(targets), match, **options)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -203,5 +207,5 @@ def test_bad_options_are_refused(options, message):
 
 def test_a_missing_view_is_refused():
     logits, targets = problem()
-    with pytest.raises(ValueError, match="one tensor per view, got 2 for 3 views"):
+    with pytest.raises(ValueError, match="count the masks of each view, got 2 for 3 views"):
         mask_losses(logits, targets[:2], MATCH, normalizer=1.0, num_points=0)

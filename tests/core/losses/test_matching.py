@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from s2uniseg_d2.core.losses import matching
-from s2uniseg_d2.core.losses.matching import dice_cost, match_masks
+from s2uniseg_d2.core.losses.matching import MatchingProblem, flat_truth, match_masks
+from s2uniseg_d2.core.structures import TargetMasks
+
+
+def dice_cost(logits, targets):
+    """Of one view."""
+    joined = TargetMasks.join([targets])
+    return matching.dice_cost(logits[None], flat_truth(joined), joined)
+
+
+def match_views(logits, views):
+    return match_masks({"only": MatchingProblem(logits, TargetMasks.join(views))})["only"]
 
 
 def problem(q: int, n: int, seed: int, h: int = 4, w: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,7 +62,7 @@ def test_cost_equals_transformers():
 @pytest.mark.parametrize("seed", range(8))
 def test_sum_is_the_least_over_all_permutations(shape, seed):
     logits, targets = problem(*shape, seed)
-    match = match_masks(logits[None], [targets])
+    match = match_views(logits[None], [targets])
     cost = dice_cost(logits, targets)
     assert len(match.query) == min(shape)
     assert len(set(match.query.tolist())) == len(set(match.target.tolist())) == min(shape)
@@ -61,10 +72,10 @@ def test_sum_is_the_least_over_all_permutations(shape, seed):
 def test_a_batch_equals_its_views_one_by_one_and_is_sorted():
     sets = [problem(6, n, seed)[1] for seed, n in enumerate((4, 0, 9, 1))]
     logits = torch.stack([problem(6, 1, 10 + seed)[0] for seed in range(4)])
-    match = match_masks(logits, sets)
+    match = match_views(logits, sets)
     assert match.image.tolist() == [0] * 4 + [2] * 6 + [3]
     for view, targets in enumerate(sets):
-        alone = match_masks(logits[view : view + 1], [targets])
+        alone = match_views(logits[view : view + 1], [targets])
         here = match.image == view
         assert torch.equal(match.query[here], alone.query)
         assert torch.equal(match.target[here], alone.target)
@@ -75,34 +86,58 @@ def test_finds_the_permutation_that_made_the_logits():
     targets = problem(1, 6, 3, 16, 16)[1]
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     logits = torch.where(targets[order], 4.0, -4.0)
-    match = match_masks(logits[None], [targets])
+    match = match_views(logits[None], [targets])
     assert torch.equal(order[match.query], match.target)
     assert match.target.tolist() == list(range(6))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_no_targets_no_pairs(count):
-    match = match_masks(torch.zeros(count, 5, 4, 4), [torch.zeros(0, 4, 4, dtype=torch.bool)] * count)
+    targets = TargetMasks.of(torch.zeros(0, 4, 4, dtype=torch.bool), [0] * count)
+    match = match_masks({"": MatchingProblem(torch.zeros(count, 5, 4, 4), targets)})[""]
     assert [tuple(part.shape) for part in match] == [(0,)] * 3
     assert {part.dtype for part in match} == {torch.int64}
 
 
 def test_empty_targets_and_infinite_logits_are_matched():
     logits = torch.full((1, 3, 4, 4), float("inf"))
-    assert len(match_masks(logits, [torch.zeros(2, 4, 4, dtype=torch.bool)]).query) == 2
+    assert len(match_views(logits, [torch.zeros(2, 4, 4, dtype=torch.bool)]).query) == 2
 
 
 def test_equal_costs_give_the_same_pairs_each_time():
     logits, targets = torch.zeros(1, 5, 4, 4), torch.ones(3, 4, 4, dtype=torch.bool)
-    first, second = match_masks(logits, [targets]), match_masks(logits, [targets])
+    first, second = match_views(logits, [targets]), match_views(logits, [targets])
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_one_copy_to_the_host_for_the_whole_batch(monkeypatch):
+def layered_problems(layers=3):
+    """Two groups after several layers: the targets of a group are shared."""
+    targets = [TargetMasks.join([problem(1, n, seed + n)[1] for n in (2, 0, 7)]) for seed in (0, 20)]
+    return {
+        f"{group}_{layer}": MatchingProblem(
+            torch.stack([problem(q, 1, 7 * layer + view)[0] for view in range(3)]), part
+        )
+        for group, q, part in zip(("ins", "sem"), (5, 3), targets, strict=True)
+        for layer in range(layers)
+    }
+
+
+def test_problems_together_equal_each_alone():
+    problems = layered_problems()
+    matches = match_masks(problems)
+    assert list(matches) == list(problems)
+    for name, posed in problems.items():
+        (alone,) = match_masks({name: posed}).values()
+        assert all(torch.equal(a, b) for a, b in zip(matches[name], alone, strict=True))
+        assert len(alone.query) == sum(min(posed.logits.shape[1], n) for n in (2, 0, 7))
+    assert match_masks({}) == {}
+
+
+def test_one_copy_to_the_host_for_all_layers_groups_and_views(monkeypatch):
     copies = []
     original = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(1) or original(self))
-    match_masks(torch.randn(3, 5, 4, 4), [problem(1, n, n)[1][:, :, :4] for n in (2, 3, 4)])
+    match_masks(layered_problems())
     assert len(copies) == 1
 
 
@@ -117,15 +152,15 @@ def test_costs_are_float32_under_mixed_precision():
 
 def test_no_graph_is_kept():
     logits = torch.randn(1, 4, 4, 4, requires_grad=True)
-    assert not any(part.requires_grad for part in match_masks(logits, [torch.ones(2, 4, 4, dtype=torch.bool)]))
-    assert matching.dice_cost(logits[0], torch.ones(2, 4, 4, dtype=torch.bool)).requires_grad
+    assert not any(part.requires_grad for part in match_views(logits, [torch.ones(2, 4, 4, dtype=torch.bool)]))
+    assert dice_cost(logits[0], torch.ones(2, 4, 4, dtype=torch.bool)).requires_grad
 
 
 def test_bad_input_is_refused():
     targets = [torch.ones(2, 4, 4, dtype=torch.bool)]
-    with pytest.raises(FloatingPointError, match="finite matching costs, got 2 others"):
-        match_masks(torch.cat([torch.zeros(1, 3, 4, 4), torch.full((1, 1, 4, 4), float("nan"))], dim=1), targets)
-    with pytest.raises(ValueError, match="one tensor for each view"):
-        match_masks(torch.zeros(2, 3, 4, 4), targets)
+    with pytest.raises(FloatingPointError, match="only: mask logits must give finite matching costs, got 2 others"):
+        match_views(torch.cat([torch.zeros(1, 3, 4, 4), torch.full((1, 1, 4, 4), float("nan"))], dim=1), targets)
+    with pytest.raises(ValueError, match=r"count the masks of each view .*, got 1 counts for logits"):
+        match_views(torch.zeros(2, 3, 4, 4), targets)
     with pytest.raises(ValueError, match="must share their grid"):
-        match_masks(torch.zeros(1, 3, 4, 5), targets)
+        match_views(torch.zeros(1, 3, 4, 5), targets)
