@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
@@ -54,26 +56,37 @@ class DrawSampler(TrainingSampler):
         return itertools.islice(stream, self._start, None)
 
 
-class _NumberedRecords(Dataset):
-    """Records by ``(draw, index)``, each with its ``draw`` written into a copy."""
+class _MappedRecords(Dataset):
+    """What the mapper makes of the record at ``(draw, index)``, or of another one if that picture is unreadable.
 
-    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+    The substitute is drawn by ``seed`` and ``draw`` alone, so that an unreadable picture moves no other sample: with
+    the next sample of the stream in its place every later batch would depend on the workers and on the run's start.
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]], mapper: MultiViewMapper) -> None:
         self._records = DatasetFromList(list(records), copy=False)
+        self._mapper = mapper
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         draw, index = key
-        return {**self._records[index], "draw": draw}
+        item = self._mapper({**self._records[index], "draw": draw})
+        if item is None:
+            rng = np.random.default_rng([self._mapper.seed, draw])
+            # ends: the mapper raises after too many unreadable pictures in a row
+            while item is None:
+                item = self._mapper({**self._records[int(rng.integers(len(self)))], "draw": draw})
+        return item
 
 
 def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
     """Return the endless loader of ``DATASETS.TRAIN``: lists of what :class:`MultiViewMapper` makes.
 
     Only the pictures of the data sets are used, and with ``INPUT.OFFLINE_LABELS`` their annotations. With ``SEED`` at 0
-    or above, the pictures of each iteration and their views are the same whatever the number of workers and processes,
-    as long as no picture is unreadable.
+    or above, the pictures of each iteration and their views are the same whatever the number of workers and processes
+    and wherever the run began; a seeded draw replaces what is unreadable.
 
     Args:
         cfg: reads ``DATASETS.TRAIN``, ``SEED``, ``SOLVER.IMS_PER_BATCH``, ``DATALOADER.NUM_WORKERS``, ``INPUT`` and,
@@ -103,15 +116,16 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
         )
     pictures = [{key: record[key] for key in keys if key in record} for record in records]
     sampler = DrawSampler(len(pictures), seed=cfg.SEED if cfg.SEED >= 0 else None, start=start_iter * batch)
-    # Iterable, so that a skipped picture is followed by the next one of the stream: MapDataset's own replacement draws
-    # from a set, an error since Python 3.11.
-    stream = ToIterableDataset(_NumberedRecords(pictures), sampler, shard_chunk_size=batch // processes)
+    mapped = _MappedRecords(pictures, MultiViewMapper(cfg, True))
     return build_detection_train_loader(
-        stream,
-        mapper=MultiViewMapper(cfg, True),
+        ToIterableDataset(mapped, sampler, shard_chunk_size=batch // processes),
+        mapper=None,
         total_batch_size=batch,
         aspect_ratio_grouping=False,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        # of the workers' own generators, which nothing reads; without it, starting them would draw from the global one
+        # and a resumed run's first step would see other random numbers than a straight run's
+        generator=torch.Generator(),
     )
 
 

@@ -37,9 +37,8 @@ class MultiViewMapper:
     sample's place in the training stream that :func:`build_train_loader` writes into it, and so do not depend on the
     number of workers or processes. Without ``draw`` this mapper counts its own calls.
 
-    An unreadable picture is logged once and skipped by returning None. Detectron2's ``MapDataset`` then draws a
-    replacement from a set, which Python 3.11 and later refuse; over an iterable data set, as ``build_train_loader``
-    makes it, the next sample of the stream follows.
+    An unreadable picture is logged once and skipped by returning None; ``build_train_loader`` puts another picture in
+    its place.
 
     Args:
         global_longest_px: longer side of the global view.

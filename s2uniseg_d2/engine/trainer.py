@@ -26,6 +26,7 @@ from .comparison import comparison_rows, picture_name
 from .hooks import FirstCheckpointHook, FreezeLastLayerHook, PicturesHook, PseudoLabelHook, TeacherMomentumHook
 from .optimizer import build_optimizer
 from .panel import draw_comparison, write_png
+from .resuming import StepDrawsHook
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         autocast_dtype = torch.float16 if cfg.SOLVER.AMP.ENABLED else None
         ours: list[HookBase] = [
+            StepDrawsHook(cfg.SEED),
             FreezeLastLayerHook(cfg.MODEL.QUERY_SD.FREEZE_LAST_LAYER_ITERS),
             PseudoLabelHook(autocast_dtype),
             TeacherMomentumHook(cfg.MODEL.TEACHER.MOMENTUM, cfg.MODEL.TEACHER.MOMENTUM_END),

@@ -74,6 +74,22 @@ def test_unreadable_pictures_are_replaced_and_named(cfg, tmp_path, write_noise, 
     assert all(f"bad{number}.png" in line for number, line in enumerate(reported))
 
 
+def test_an_unreadable_picture_moves_no_other_sample(cfg, tmp_path, write_noise):
+    for number in range(5):
+        write_noise(f"{number}.png", seed=number)
+    sound = flatten(take(build_train_loader(cfg), 6))
+    (tmp_path / "2.png").write_bytes(b"\x89PNG")
+    alone = take(build_train_loader(cfg), 6)
+    replaced = [i for i, (path, *_) in enumerate(sound) if path.endswith("2.png")]
+    assert replaced
+    assert [x for i, x in enumerate(flatten(alone)) if i not in replaced] == [
+        x for i, x in enumerate(sound) if i not in replaced
+    ]
+    assert flatten(take(build_train_loader(cfg, start_iter=3), 3)) == flatten(alone[3:])
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert flatten(take(build_train_loader(cfg), 6)) == flatten(alone)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_unreadable_pictures_ends_in_one_sentence(cfg, tmp_path, workers):
     for number in range(3):
