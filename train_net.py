@@ -3,6 +3,7 @@
 
 * `python train_net.py --config-file configs/tiny_scenes.yaml`
 * `python train_net.py --config-file configs/s2uniseg_in1k.yaml --num-gpus 8`
+* `torchrun --nproc-per-node 8 train_net.py --config-file configs/s2uniseg_in1k.yaml`
 * `python train_net.py --config-file configs/eval_coco_agnostic.yaml --eval-only MODEL.WEIGHTS output/model_final.pth`
 """
 
@@ -23,24 +24,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, set up, train or evaluate; returns the exit status."""
     try:
         require_detectron2()
-        from detectron2.engine import default_argument_parser, launch
+        from detectron2.engine import default_argument_parser
 
-        from s2uniseg_d2.engine.run import prepare, processes_per_machine, run
+        from s2uniseg_d2.engine.processes import start
+        from s2uniseg_d2.engine.run import prepare, run
     except ImportError as error:
         return _fail(error)
     from torch.multiprocessing import ProcessRaisedException
 
     args: argparse.Namespace = default_argument_parser(epilog=__doc__).parse_args(arguments)
     try:
-        prepare(args)
-        launch(
-            run,
-            processes_per_machine(args.num_gpus),
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        plan = prepare(args)
+        start(run, plan.processes, args, device=plan.cfg.MODEL.DEVICE)
     except (ValueError, FloatingPointError, OSError) as error:
         return _fail(error)
     except ProcessRaisedException as error:

@@ -55,7 +55,7 @@ def _add_trunk(cfg: CfgNode) -> None:
     adapter.ADD_VIT_FEATURE = True
     adapter.APPLY_VIT_NORM = True  # the ViT's final LayerNorm on the tokens; the paper is silent: DINO's convention
     adapter.ZERO_INIT = "stride4"  # stride4, all or none
-    adapter.NORM = "SyncBN"  # any name of detectron2.layers.get_norm; SyncBN becomes BN on the CPU
+    adapter.NORM = "SyncBN"  # any name of detectron2.layers.get_norm; SyncBN in one process on the CPU is BN
 
 
 def _add_labels(cfg: CfgNode) -> None:

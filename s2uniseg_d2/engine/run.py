@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -20,9 +20,24 @@ from s2uniseg_d2.data import resolve_dataset
 from .checkpoint import SafeCheckpointer
 from .evaluation import evaluate
 from .evaluation_parts import PARTS, refuse_kept
+from .processes import Processes, count_processes, share_cores
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+
+class Plan(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        cfg: the checked config.
+        notes: what was changed in it, in words.
+        processes: that share the run.
+    """
+
+    cfg: CfgNode
+    notes: list[str]
+    processes: Processes
 
 
 def set_up(args: argparse.Namespace) -> CfgNode:
@@ -31,8 +46,10 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError: for anything wrong with the config, the data sets or the output folder.
     """
-    cfg, notes = prepare(args)
+    cfg, notes, _ = prepare(args)
+    comm.synchronize()  # what is checked above is changed below, by the fastest process first
     cfg.freeze()
+    share_cores()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s2uniseg_d2")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
@@ -41,14 +58,15 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def prepare(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
-    """The checked config and what was changed in it, in words; everything cheap is checked before work begins.
+def prepare(args: argparse.Namespace) -> Plan:
+    """What a run will do; everything cheap is checked before work begins.
 
     Raises:
         ValueError: for anything wrong with the config, the data sets or the output folder.
     """
     cfg, notes = _load(args)
-    notes += fit_to_device(cfg, args.num_gpus, args.num_machines)
+    processes = count_processes(cfg.MODEL.DEVICE, args.num_gpus, args.num_machines)
+    notes += fit_to_device(cfg, args.num_gpus)
     output = Path(cfg.OUTPUT_DIR)
     has_run = (output / "last_checkpoint").is_file()
     if args.eval_only:
@@ -68,7 +86,8 @@ def prepare(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
         raise ValueError(f"OUTPUT_DIR {output} already holds a run: add --resume to go on, or name another folder")
     if (args.eval_only and cfg.MODEL.WEIGHTS) or (args.resume and has_run):
         cfg.MODEL.VIT.WEIGHTS = ""  # the checkpoint holds the whole model
-    return cfg, notes
+    _check_sharing(cfg, processes.total, is_training=not args.eval_only)
+    return Plan(cfg, notes, processes)
 
 
 def _load(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
@@ -107,24 +126,33 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-def fit_to_device(cfg: CfgNode, num_gpus: int = 1, num_machines: int = 1) -> list[str]:
-    """Fall back to the CPU where there is no GPU; returns what was changed, in words.
+def _check_sharing(cfg: CfgNode, processes: int, *, is_training: bool) -> None:
+    """Refuse a batch that the processes cannot share evenly, and statistics that they would not share."""
+    if not is_training or processes == 1:
+        return
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH must be a multiple of the {processes} processes, got {cfg.SOLVER.IMS_PER_BATCH}"
+        )
+    if cfg.MODEL.VIT_ADAPTER.NORM == "BN":
+        raise ValueError(
+            "MODEL.VIT_ADAPTER.NORM must be SyncBN or GN with several processes, got 'BN': "
+            "each process would have statistics, and so a teacher, of its own"
+        )
 
-    Raises:
-        ValueError: if several machines, or several GPUs that are there, are asked for on the CPU.
-    """
-    if num_machines > 1 and not torch.cuda.is_available():
-        raise ValueError(f"--num-machines {num_machines} needs GPUs: a run on the CPU is one process")
+
+def fit_to_device(cfg: CfgNode, num_gpus: int = 1) -> list[str]:
+    """Fall back to the CPU where there is no GPU; returns what was changed, in words."""
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False
-        if not torch.cuda.is_available():
-            return []
-        if num_gpus * num_machines > 1:
-            raise ValueError("MODEL.DEVICE cpu runs in one process: use --num-gpus 1, or MODEL.DEVICE cuda")
-        return ["MODEL.DEVICE is cpu although a GPU is available; MODEL.DEVICE cuda uses it"]
+        if torch.cuda.is_available():
+            return ["MODEL.DEVICE is cpu although a GPU is available; MODEL.DEVICE cuda uses it"]
+        return []
     if torch.cuda.is_available():
         return []
     notes = [f"No GPU is available: MODEL.DEVICE {cfg.MODEL.DEVICE} becomes cpu"]
+    if num_gpus > 1:
+        notes.append(f"--num-gpus {num_gpus}, but no GPU is available: one process runs on the CPU")
     cfg.MODEL.DEVICE = "cpu"
     if cfg.SOLVER.AMP.ENABLED:
         cfg.SOLVER.AMP.ENABLED = False
@@ -152,21 +180,3 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     results = evaluate(cfg, model, resume=args.resume)
     Trainer.draw_first_pictures(cfg, model)
     return results
-
-
-def processes_per_machine(num_gpus: int) -> int:
-    """How many processes to start here: one per GPU asked for, or one where there is no GPU.
-
-    Raises:
-        ValueError: if fewer GPUs are there than asked for, but some are.
-    """
-    if num_gpus < 0:
-        raise ValueError(f"--num-gpus must not be negative, got {num_gpus}")
-    available = torch.cuda.device_count()
-    if available == 0:
-        if num_gpus > 1:
-            logger.warning("--num-gpus %d, but no GPU is available: one process runs on the CPU", num_gpus)
-        return 1
-    if num_gpus > available:
-        raise ValueError(f"--num-gpus asks for {num_gpus} GPUs, but {available} are available")
-    return max(num_gpus, 1)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import nn
 
 from s2uniseg_d2.data import build_test_loader, build_train_loader, resolve_dataset
 from s2uniseg_d2.data.center_crop import CenterCrop
@@ -26,43 +26,30 @@ from .comparison import comparison_rows, picture_name
 from .hooks import FirstCheckpointHook, FreezeLastLayerHook, PicturesHook, PseudoLabelHook, TeacherMomentumHook
 from .optimizer import build_optimizer
 from .panel import draw_comparison, write_png
+from .processes import parallelize
 from .resuming import StepDrawsHook
+from .step import AMPTrainingStep, TrainingStep
 
 logger = logging.getLogger(__name__)
-
-
-class _FiniteLosses(SimpleTrainer):
-    """Stops before the optimizer step when a loss is not finite, and names it.
-
-    Detectron2 reads the losses one by one; reading them together is the only host round trip of a step's bookkeeping.
-    """
-
-    def _write_metrics(
-        self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None
-    ) -> None:
-        values = torch.stack([loss.detach().float() for loss in loss_dict.values()]).cpu()
-        if not values.isfinite().all():
-            wrong = {name: float(value) for name, value in zip(loss_dict, values, strict=True) if not value.isfinite()}
-            named = ", ".join(f"{name} = {value}" for name, value in wrong.items())
-            raise FloatingPointError(f"iteration {self.iter}: {named}; stopped before the optimizer step")
-        super()._write_metrics(dict(zip(loss_dict, values, strict=True)), data_time, prefix, iter)
-
-
-class _FiniteLossTrainer(_FiniteLosses):
-    pass
-
-
-class _FiniteLossAMPTrainer(_FiniteLosses, AMPTrainer):
-    pass
 
 
 class Trainer(DefaultTrainer):
     """Trains and evaluates S2-UniSeg; everything not named here is Detectron2's."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        super().__init__(cfg)
-        step_class = _FiniteLossAMPTrainer if cfg.SOLVER.AMP.ENABLED else _FiniteLossTrainer
-        self._trainer = step_class(self.model, self.data_loader, self.optimizer)
+        # in place of DefaultTrainer's own: it wraps modules on the CPU for a GPU, and takes its own step
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        step_class = AMPTrainingStep if cfg.SOLVER.AMP.ENABLED else TrainingStep
+        self._trainer = step_class(parallelize(model), self.build_train_loader(cfg), optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the last checkpoint in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``; say which."""
@@ -80,8 +67,6 @@ class Trainer(DefaultTrainer):
         it; labels wrap the loader before the pictures hook looks at the labelled batches.
         """
         cfg = self.cfg
-        # DefaultTrainer builds its own checkpointer before it asks for the hooks that hold it
-        self.checkpointer = SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         autocast_dtype = torch.float16 if cfg.SOLVER.AMP.ENABLED else None
         ours: list[HookBase] = [
             StepDrawsHook(cfg.SEED),

@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from s2uniseg_d2.core.trunks.vit import TimmViT
@@ -55,8 +56,8 @@ class ViTAdapterBackbone(Backbone):
             logger.info("%s", report.summary())
         norm = adapter_cfg.NORM
         if norm == "SyncBN" and cfg.MODEL.DEVICE == "cpu":
-            # torch's SyncBatchNorm refuses CPU tensors once a process group exists
-            norm = "BN"
+            # torch's SyncBatchNorm refuses CPU tensors once a process group exists; Detectron2's own takes them
+            norm = "naiveSyncBN" if comm.get_world_size() > 1 else "BN"
         trunk = ViTAdapter(
             vit,
             conv_inplane=adapter_cfg.CONV_INPLANE,
