@@ -146,6 +146,7 @@ def _add_schedule(cfg: CfgNode) -> None:
     cfg.SOLVER.VIT_LR_FACTOR = 0.1  # of the ViT's parameters; adapter, decoder and heads take BASE_LR
     cfg.SOLVER.FULL_MODEL_CLIP_NORM = 0.01  # gradient norm of all parameters together; 0 is off
     cfg.SOLVER.AMP.ENABLED = True  # switched off on the CPU
+    cfg.SOLVER.AMP.DTYPE = "float16"  # or bfloat16: no loss scaling, GPUs from Ampere on; the paper is silent
     cfg.SEED = 0
     cfg.VIS_PERIOD = 5000  # iterations between pictures of views and pseudo-masks; 0 is off
 
@@ -339,6 +340,7 @@ _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
     (("MODEL.QUERY_SD.NUM_PROTOTYPES", "INPUT.VIEWS.NUM"), "must be at least 1", _positive),
     (("INPUT.GLOBAL_LONGEST_PX", "INPUT.TEST_LONGEST_PX"), "must be a positive multiple of 32", _multiple_of_32),
     (("INPUT.VIEWS.SIZE_PX",), "must be a positive multiple of 32", _multiple_of_32),
+    (("SOLVER.AMP.DTYPE",), "must be float16 or bfloat16", _one_of("float16", "bfloat16")),
     (("INPUT.FORMAT",), "must be RGB", _one_of("RGB")),
     (("MODEL.UNIAP.FEATURE_STRIDE",), "must be 4 or 16", _one_of(4, 16)),
     (("MODEL.VIT.WEIGHTS_BRANCH",), "must be teacher or student", _one_of("teacher", "student")),

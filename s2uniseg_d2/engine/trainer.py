@@ -28,7 +28,7 @@ from .optimizer import build_optimizer
 from .panel import draw_comparison, write_png
 from .processes import parallelize
 from .resuming import StepDrawsHook
-from .step import AMPTrainingStep, TrainingStep
+from .step import TrainingStep, autocast_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,9 @@ class Trainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        step_class = AMPTrainingStep if cfg.SOLVER.AMP.ENABLED else TrainingStep
-        self._trainer = step_class(parallelize(model), self.build_train_loader(cfg), optimizer)
+        self._trainer = TrainingStep(
+            parallelize(model), self.build_train_loader(cfg), optimizer, autocast_dtype=autocast_dtype(cfg)
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -67,11 +68,10 @@ class Trainer(DefaultTrainer):
         it; labels wrap the loader before the pictures hook looks at the labelled batches.
         """
         cfg = self.cfg
-        autocast_dtype = torch.float16 if cfg.SOLVER.AMP.ENABLED else None
         ours: list[HookBase] = [
             StepDrawsHook(cfg.SEED),
             FreezeLastLayerHook(cfg.MODEL.QUERY_SD.FREEZE_LAST_LAYER_ITERS),
-            PseudoLabelHook(autocast_dtype),
+            PseudoLabelHook(autocast_dtype(cfg)),
             TeacherMomentumHook(cfg.MODEL.TEACHER.MOMENTUM, cfg.MODEL.TEACHER.MOMENTUM_END),
             FirstCheckpointHook(),
         ]

@@ -9,8 +9,8 @@ How long UniAP takes depends on what the teacher sees; random weights find many 
 
 "seconds" gives median, minimum and maximum over the steps, "share" the part's median in the sum of all medians;
 "label_share" is what the teacher's masks cost (UniAP, cropping to the views) in a step without "load"; the teacher's
-own pass is not in it. "unsplit" is the step without the measuring of parts: on a GPU each part ends with a wait, which the
-step does not have, and "waits" counts where a step waits for the device, by the lines that do.
+own pass is not in it. "unsplit" is the step without the measuring of parts: on a GPU each part ends with a wait, which
+the step does not have, and "waits" counts where a step waits for the device, by the lines that do.
 
 "mib" is the highest memory within the part above what was there before the first step: allocated memory on a GPU,
 resident memory on the CPU, in a process of its own in which glibc gives every larger block back when it is freed.
