@@ -45,6 +45,14 @@ OVERRIDES = {
     "VIS_PERIOD": 0,
 }
 
+# without batch statistics and stochastic depth, so that a batch in parts is the same as the whole
+SHARED = {
+    "MODEL__VIT__EMBED_DIM": 64,
+    "MODEL__VIT__DROP_PATH": 0.0,
+    "MODEL__VIT_ADAPTER__CONV_INPLANE": 32,
+    "MODEL__VIT_ADAPTER__NORM": "GN",
+}
+
 
 def tiny_words(**more):
     """KEY VALUE words for the command line; keyword names spell dots as double underscores."""
@@ -85,6 +93,7 @@ def random_batch(pictures=2, views=2, *, side=96, view_px=64, seed=0):
             "width": 2 * (side - 32 * i),
             "file_name": f"{i}.png",
             "image_id": i,
+            "draw": i,
         }
         for i in range(pictures)
     ]

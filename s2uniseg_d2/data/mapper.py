@@ -27,8 +27,8 @@ class MultiViewMapper:
     and sharpness. The returned dict holds ``image`` uint8 ``(3, H, W)``; ``views`` uint8 ``(num_views, 3, view_px,
     view_px)``; ``boxes`` float32 ``(num_views, 4)``, XYXY in pixels of the global view; ``flips`` bool
     ``(num_views,)``; ``height`` and ``width`` of the original picture; ``file_name``; ``image_id`` where the record has
-    one. With ``offline_labels`` the annotations of the record are its labels, ``pseudo`` as :class:`OfflineLabelReader`
-    makes it, beside ``dropped_masks``; otherwise they are not read.
+    one; ``draw``. With ``offline_labels`` the annotations of the record are its labels, ``pseudo`` as
+    :class:`OfflineLabelReader` makes it, beside ``dropped_masks``; otherwise they are not read.
 
     The paper is silent on sizes, scale range and photometric changes: 512 and 224 pixels, DINO's (0.05, 0.4) and DINO's
     recipe for local crops are taken.
@@ -146,7 +146,7 @@ class MultiViewMapper:
             return None
         self.unreadable.saw_readable()
         rng = np.random.default_rng([self.seed, zlib.crc32(Path(path).name.encode()), draw])
-        item = self._map_picture(picture, rng) | _identity(dataset_dict)
+        item = self._map_picture(picture, rng) | _identity(dataset_dict) | {"draw": draw}
         if self.offline_labels is not None:
             rows, columns = item["image"].shape[1:]
             found = self.offline_labels(dataset_dict, (item["height"], item["width"]), (rows, columns))

@@ -10,24 +10,25 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from detectron2.structures import ImageList
-from detectron2.utils import comm
 from torch import Tensor, nn
 
 from s2uniseg_d2.core.labelers.base import Labeler
 from s2uniseg_d2.core.losses.dino_head import DINOHead
 from s2uniseg_d2.core.losses.mask_losses import mask_losses
 from s2uniseg_d2.core.losses.matching import MatchingProblem, match_masks
-from s2uniseg_d2.core.losses.normalizer import global_count
 from s2uniseg_d2.core.losses.objectness import objectness_loss
+from s2uniseg_d2.core.losses.point_draws import KeyedPoints
 from s2uniseg_d2.core.losses.query_distillation import Center, query_distillation_loss
 from s2uniseg_d2.core.momentum import copy_to_teacher, update_teacher
-from s2uniseg_d2.core.structures import Match, PseudoLabels, QueryPrediction
+from s2uniseg_d2.core.structures import Match, PseudoLabels, QueryPrediction, TargetMasks
 
 from .backbone import ViTAdapterBackbone
+from .batches import places_by_padding, view_keys
 from .head import QueryGroupHead
 from .labelers import RegionVote, build_uniap, embed_labels
+from .normalizers import Normalizers, count_normalizers
 from .prediction import PredictionSettings, predict_from_labels, predict_from_queries
-from .targets import crop_labels_to_views
+from .targets import ViewTargets, crop_labels_to_views
 
 # query group -> which of the teacher's masks it learns
 GROUPS = {"ins": "instance", "sem": "semantic"}
@@ -59,7 +60,8 @@ class S2UniSeg(nn.Module):
         prediction: settings of the inference.
         pixel_mean: per channel, RGB, 0 to 255.
         pixel_std: per channel.
-        seed: of the mask losses' point sampling.
+        seed: of the mask losses' points, 0 or more; with a picture's ``draw``, its place in the training stream, it
+            decides those of its views.
         region_vote: makes the embeddings of offline labels.
     """
 
@@ -107,7 +109,6 @@ class S2UniSeg(nn.Module):
         self.prediction = prediction
         self.seed = seed
         self.region_vote = region_vote
-        self._generator: torch.Generator | None = None
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -184,19 +185,40 @@ class S2UniSeg(nn.Module):
     @torch.no_grad()
     def label(self, batch: Sequence[Mapping[str, Any]]) -> list[PseudoLabels]:
         """The teacher's instance and semantic masks of every picture, at stride 4 of the global view."""
-        return self._label_pictures(self._prepare([item["image"] for item in batch]))[1]
+        labels: dict[int, PseudoLabels] = {}
+        for places in places_by_padding(batch, self.backbone.size_divisibility):
+            images = self._prepare([batch[place]["image"] for place in places])
+            labels.update(zip(places, self._label_pictures(images)[1], strict=True))
+        return [labels[place] for place in range(len(batch))]
 
     @torch.no_grad()
     def embed(self, batch: Sequence[Mapping[str, Any]]) -> list[PseudoLabels]:
         """The masks that every picture brings under ``pseudo``, with the teacher's embeddings of them (Eq. 5)."""
-        features, sizes = self._pool_features(self._prepare([item["image"] for item in batch]))
-        return [
-            embed_labels(item["pseudo"], tokens[:, :rows, :columns], self.feature_stride // 4, self.region_vote)
-            for item, tokens, (rows, columns) in zip(batch, features, sizes, strict=True)
-        ]
+        labels: dict[int, PseudoLabels] = {}
+        for places in places_by_padding(batch, self.backbone.size_divisibility):
+            features, sizes = self._pool_features(self._prepare([batch[place]["image"] for place in places]))
+            for place, tokens, (rows, columns) in zip(places, features, sizes, strict=True):
+                labels[place] = embed_labels(
+                    batch[place]["pseudo"], tokens[:, :rows, :columns], self.feature_stride // 4, self.region_vote
+                )
+        return [labels[place] for place in range(len(batch))]
 
-    def forward(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+    def count_normalizers(self, batch: Sequence[Mapping[str, Any]]) -> Normalizers:
+        """The divisors of the losses of a whole batch, for ``forward`` on its parts; every rank must call."""
+        return self._normalizers(self._crop_targets(batch))
+
+    def forward(
+        self, batch: Sequence[Mapping[str, Any]], normalizers: Normalizers | None = None, *, is_last: bool = True
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses of a training batch, or predictions when the model is in evaluation mode.
+
+        The losses of the parts of a batch add up to those of the whole, and the mean of the ranks' losses is what one
+        process would have for all their pictures; only batch statistics are those of what is seen at once.
+
+        Args:
+            batch: items of the mapper, with ``pseudo`` labels in training.
+            normalizers: of the batch that this one is a part of; None: this is the whole.
+            is_last: whether no further part follows; the centre moves then.
 
         Raises:
             ValueError: if a training item holds no pseudo-labels.
@@ -205,52 +227,71 @@ class S2UniSeg(nn.Module):
             return self.predict(batch)
         views = torch.cat([item["views"] for item in batch]).to(self.device, non_blocking=True)
         # first, for it looks at the device once, which has nothing of the student's queued yet that would be waited for
-        targets = crop_labels_to_views(batch, (views.shape[-2] // 4, views.shape[-1] // 4), self.device)
+        targets = self._crop_targets(batch)
+        normalizers = normalizers or self._normalizers(targets)
         predictions = self.sem_seg_head(self.backbone((views - self.pixel_mean) / self.pixel_std))
         trained = predictions if self.deep_supervision else predictions[-1:]
+        outputs: dict[str, tuple[str, QueryPrediction]] = {}
         problems: dict[str, MatchingProblem] = {}
-        objectness: dict[str, Tensor] = {}
-        for group, kind in GROUPS.items():
-            queries = self.sem_seg_head.slices[group]
+        for group in GROUPS:
             for layer, prediction in enumerate(trained):
                 suffix = group if prediction is predictions[-1] else f"{group}_{layer}"
-                problems[suffix] = MatchingProblem(prediction.masks[:, queries], targets[kind].masks)
-                objectness[suffix] = prediction.objectness[:, queries]
+                own = QueryPrediction(*(value[:, self.sem_seg_head.slices[group]] for value in prediction))
+                outputs[suffix] = group, own
+                problems[suffix] = MatchingProblem(own.masks, targets[group].masks)
         matches = match_masks(problems)
 
         losses: dict[str, Tensor] = {}
-        for suffix, problem in problems.items():
-            losses.update(self._supervise(problem, objectness[suffix], matches[suffix], suffix))
+        points = KeyedPoints(view_keys(batch, self.seed, self.device))
+        for number, (suffix, (group, prediction)) in enumerate(outputs.items()):
+            losses |= self._supervise(
+                suffix,
+                prediction,
+                targets[group].masks,
+                matches[suffix],
+                points=points.at(number),
+                divisors=(normalizers.pairs[group], normalizers.weights[group]),
+            )
         # QuerySD takes the last layer's pairs
-        student_queries, teacher_queries = [], []
-        for group, kind in GROUPS.items():
-            match = matches[group]
-            queries = predictions[-1].queries[:, self.sem_seg_head.slices[group]]
-            student_queries.append(queries[match.image, match.query])
-            teacher_queries.append(targets[kind].matched_embeddings(match))
-        losses["loss_query_sd"] = self._distil(torch.cat(student_queries), torch.cat(teacher_queries))
+        student_queries = [outputs[group][1].queries[matches[group].image, matches[group].query] for group in GROUPS]
+        teacher_queries = [targets[group].matched_embeddings(matches[group]) for group in GROUPS]
+        losses["loss_query_sd"] = self._distil(
+            torch.cat(student_queries), torch.cat(teacher_queries), normalizers.all_pairs, is_last=is_last
+        )
         return losses
 
-    def _supervise(self, problem: MatchingProblem, objectness: Tensor, match: Match, suffix: str) -> dict[str, Tensor]:
-        """Weighted mask, Dice and objectness losses of one group after one decoder layer."""
-        losses = mask_losses(
-            problem.logits,
-            problem.targets,
-            match,
-            normalizer=global_count(len(match.image), self.device),
-            generator=self._draws(),
-            **self.point_sampling,
+    def _crop_targets(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, ViewTargets]:
+        """What each query group should find in the views."""
+        rows, columns = (side // 4 for side in batch[0]["views"].shape[-2:])
+        targets = crop_labels_to_views(batch, (rows, columns), self.device)
+        return {group: targets[kind] for group, kind in GROUPS.items()}
+
+    def _normalizers(self, targets: Mapping[str, ViewTargets]) -> Normalizers:
+        slices = self.sem_seg_head.slices
+        return count_normalizers(
+            {group: target.masks for group, target in targets.items()},
+            {group: slices[group].stop - slices[group].start for group in targets},
+            self.no_object_weight,
+            self.device,
         )
-        losses["objectness"] = objectness_loss(objectness, match, self.no_object_weight)
+
+    def _supervise(
+        self,
+        suffix: str,
+        prediction: QueryPrediction,
+        targets: TargetMasks,
+        match: Match,
+        *,
+        points: KeyedPoints,
+        divisors: tuple[Tensor, Tensor],
+    ) -> dict[str, Tensor]:
+        """Weighted mask, Dice and objectness losses of one group after one decoder layer."""
+        pairs, weight = divisors
+        losses = mask_losses(prediction.masks, targets, match, normalizer=pairs, points=points, **self.point_sampling)
+        losses["objectness"] = objectness_loss(prediction.objectness, match, self.no_object_weight, normalizer=weight)
         return {f"loss_{name}_{suffix}": self.loss_weights[name] * loss for name, loss in losses.items()}
 
-    def _draws(self) -> torch.Generator:
-        """The source of point samples, on the model's own device: drawing elsewhere and moving would stall a GPU."""
-        if self._generator is None or self._generator.device.type != self.device.type:
-            self._generator = torch.Generator(device=self.device).manual_seed(self.seed + comm.get_rank())
-        return self._generator
-
-    def _distil(self, student_queries: Tensor, teacher_queries: Tensor) -> Tensor:
+    def _distil(self, student_queries: Tensor, teacher_queries: Tensor, pairs: Tensor, *, is_last: bool) -> Tensor:
         """QuerySD (Eq. 6) over all matched pairs of both groups; the centre follows afterwards."""
         with torch.no_grad():
             teacher_logits = self.teacher_head(teacher_queries)
@@ -260,9 +301,9 @@ class S2UniSeg(nn.Module):
             self.center.center,
             student_temp=self.student_temp,
             teacher_temp=self.teacher_temp,
-            normalizer=global_count(len(student_queries), self.device),
+            normalizer=pairs,
         )
-        self.center.update(teacher_logits)
+        self.center.update(teacher_logits, is_last=is_last)
         return self.loss_weights["query_sd"] * loss
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 
 import s2uniseg_d2.modeling  # noqa: F401  (registers)
 from s2uniseg_d2.core.structures import PseudoLabels, PseudoMasks
-from tests.tiny import random_batch, tiny_config
+from tests.tiny import SHARED, random_batch, tiny_config
 
 
 def empty_masks(side, embed_dim=48):
@@ -87,6 +87,24 @@ def test_the_teacher_labels_the_valid_part_of_every_picture(model):
             assert not kind.embeddings.requires_grad
 
 
+def test_a_picture_has_the_same_labels_in_any_company(model):
+    batch = random_batch(3)
+    batch = [batch[0], batch[1], random_batch(seed=1)[1], batch[2]]
+    together = model.label(batch)
+    masks = [kind.masks for kind in together[2]]
+    for item, labels in zip(batch, together, strict=True):
+        (alone,) = model.label([item])
+        for kind, other in zip(labels, alone, strict=True):
+            assert torch.equal(kind.masks, other.masks)
+            torch.testing.assert_close(kind.embeddings, other.embeddings)
+    # offline labels are embedded alike
+    batch[2]["pseudo"] = PseudoLabels(*(kind._replace(embeddings=torch.zeros(0, 0)) for kind in together[2]))
+    (embedded,) = model.embed(batch[2:3])
+    for kind, other, mask in zip(embedded, together[2], masks, strict=True):
+        assert torch.equal(kind.masks, mask)
+        torch.testing.assert_close(kind.embeddings, other.embeddings, atol=1e-5, rtol=0)
+
+
 def test_native_tokens_label_at_stride_4_as_well():
     torch.manual_seed(0)
     labels = build_model(tiny_config(MODEL__UNIAP__FEATURE_STRIDE=16, MODEL__UNIAP__MIN_TOKENS=1)).label(random_batch())
@@ -151,3 +169,51 @@ def test_same_seed_same_losses():
 
     first, second = losses(), losses()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def uneven_batch():
+    """Four pictures: many masks, none at all, some, and more masks than queries."""
+    batch = labelled(random_batch(2) + random_batch(2, seed=1), lambda side: square_masks(side, 64))
+    for draw, item in enumerate(batch):
+        item["draw"] = 8 + draw
+    batch[1]["pseudo"] = PseudoLabels(empty_masks(24, 64), empty_masks(24, 64))
+    many = PseudoMasks(*(torch.cat([value] * 5) for value in square_masks(24, 64)))
+    batch[3]["pseudo"] = PseudoLabels(many, many)
+    return batch
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 3), (1, 1, 1, 1)])
+def test_the_parts_of_a_batch_add_up_to_the_whole(sizes):
+    batch = uneven_batch()
+    found = []
+    for parts in ((4,), sizes):
+        torch.manual_seed(0)
+        model = build_model(tiny_config(**SHARED))
+        normalizers = model.count_normalizers(batch)
+        total = {}
+        for number, (start, size) in enumerate(zip((sum(parts[:i]) for i in range(len(parts))), parts, strict=True)):
+            losses = model(batch[start : start + size], normalizers, is_last=number == len(parts) - 1)
+            sum(losses.values()).backward()
+            for name, loss in losses.items():
+                total[name] = total.get(name, 0.0) + loss.detach()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+        found.append((total, gradients, model.center.center.clone()))
+    (whole, gradients, center), (added, others, other_center) = found
+    torch.testing.assert_close(added, whole, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(others, gradients, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(other_center, center)
+    assert center.any()
+
+
+def test_the_divisors_count_what_is_matched(model):
+    batch = uneven_batch()
+    targets = model._crop_targets(batch)
+    normalizers = model.count_normalizers(batch)
+    for group, queries in (("ins", 6), ("sem", 4)):
+        counts = targets[group].masks.counts
+        assert max(counts) > queries
+        assert min(counts) == 0
+        pairs = sum(min(queries, count) for count in counts)
+        assert normalizers.pairs[group] == pairs
+        assert normalizers.weights[group].item() == pytest.approx(pairs + 0.1 * (8 * queries - pairs))
+    assert normalizers.all_pairs == sum(normalizers.pairs.values())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from s2uniseg_d2.core.losses.point_draws import PointSource
 from s2uniseg_d2.core.structures import Match, TargetMasks
 
 # candidates that are looked at in one go: hundreds of pairs with 37,632 each would take gigabytes
@@ -25,7 +26,7 @@ def mask_losses(
     num_points: int = 12544,
     oversample_ratio: float = 3.0,
     importance_ratio: float = 0.75,
-    generator: torch.Generator | None = None,
+    points: PointSource | None = None,
 ) -> dict[str, Tensor]:
     """Binary cross-entropy ``mask`` and Dice loss ``dice`` of the matched pairs, both scalars in float32.
 
@@ -37,17 +38,17 @@ def mask_losses(
         logits: ``(b, q, h, w)`` mask logits.
         targets: of the same views, on a grid of their own ``(h', w')``.
         match: the pairs.
-        normalizer: see ``global_count``.
+        normalizer: pairs of the step, see ``mean_over_ranks``.
         num_points: points per pair; 0 takes all pixels, which draws nothing and needs targets on the logits' grid.
         oversample_ratio: how many times ``num_points`` candidates are drawn, at least 1.
         importance_ratio: share of the points that are the most uncertain candidates; the rest is drawn afresh.
-        generator: source of the points; best on the device of ``logits``, else the points are copied over.
+        points: where they come from.
 
     Raises:
-        ValueError: if a ratio or count is out of range, or points are asked for without a generator, or ``targets``
+        ValueError: if a ratio or count is out of range, or points are wanted and have no source, or ``targets``
             do not fit.
     """
-    _check_sampling(num_points, oversample_ratio, importance_ratio, generator)
+    _check_sampling(num_points, oversample_ratio, importance_ratio, points)
     if len(targets.counts) != len(logits):
         raise ValueError(
             f"targets must count the masks of each view, got {len(targets.counts)} for {len(logits)} views"
@@ -67,9 +68,9 @@ def mask_losses(
             )
         predicted, truth = predicted.flatten(1), truth.flatten(1)
     else:
-        assert generator is not None
-        points = draw_uncertain_points(predicted, num_points, oversample_ratio, importance_ratio, generator)
-        predicted, truth = sample_points(predicted, points), sample_points(truth, points)
+        assert points is not None
+        chosen = draw_uncertain_points(predicted, match.image, num_points, oversample_ratio, importance_ratio, points)
+        predicted, truth = sample_points(predicted, chosen), sample_points(truth, chosen)
     cross_entropy = functional.binary_cross_entropy_with_logits(predicted, truth, reduction="none").mean(dim=1)
     return {
         "mask": cross_entropy.sum() / normalizer,
@@ -92,35 +93,38 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw_uncertain_points(
-    logits: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float, generator: torch.Generator
+    logits: Tensor,
+    views: Tensor,
+    num_points: int,
+    oversample_ratio: float,
+    importance_ratio: float,
+    points: PointSource,
 ) -> Tensor:
     """Points where the masks are undecided, and some anywhere: ``(m, num_points, 2)`` as (x, y) in [0, 1].
 
-    Source: PointRend (arXiv 1912.08193), section 3.1, with the uncertainty -abs(logit). The same generator state
-    gives the same points; among equally uncertain candidates the choice is ``torch.topk``'s.
+    Source: PointRend (arXiv 1912.08193), section 3.1, with the uncertainty -abs(logit). Among equally uncertain
+    candidates the choice is ``torch.topk``'s.
 
     Args:
         logits: ``(m, h, w)``.
+        views: ``(m,)`` int64, the view of each mask.
         num_points: points per mask.
         oversample_ratio: candidates per point.
         importance_ratio: share of the points taken from the candidates.
-        generator: drawn from twice, first the candidates, then the points that are placed anywhere.
+        points: gives the candidates, then the points that are placed anywhere.
     """
     important = int(importance_ratio * num_points)
     num_candidates = int(num_points * oversample_ratio)
     chosen_points = []
-    for part in torch.split(logits, max(1, CANDIDATES_AT_ONCE // num_candidates)):
-        candidates = _draw((len(part), num_candidates, 2), generator, logits.device)
+    at_once = max(1, CANDIDATES_AT_ONCE // num_candidates)
+    for part, part_views in zip(torch.split(logits, at_once), torch.split(views, at_once), strict=True):
+        candidates = points(part_views, 0, num_candidates)
         # the logit nearest to zero is the most uncertain one
         uncertainty = -sample_points(part, candidates).abs()
         chosen = uncertainty.topk(important, dim=1).indices
         chosen_points.append(candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2)))
-    anywhere = _draw((len(logits), num_points - important, 2), generator, logits.device)
+    anywhere = points(views, num_candidates, num_points - important)
     return torch.cat([torch.cat(chosen_points), anywhere], dim=1)
-
-
-def _draw(shape: tuple[int, int, int], generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device).to(device, non_blocking=True)
 
 
 def _dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -132,7 +136,7 @@ def _dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _check_sampling(
-    num_points: int, oversample_ratio: float, importance_ratio: float, generator: torch.Generator | None
+    num_points: int, oversample_ratio: float, importance_ratio: float, points: PointSource | None
 ) -> None:
     if num_points < 0:
         raise ValueError(f"num_points must be at least 0, got {num_points}")
@@ -140,5 +144,5 @@ def _check_sampling(
         raise ValueError(f"oversample_ratio must be at least 1, got {oversample_ratio}")
     if not 0 <= importance_ratio <= 1:
         raise ValueError(f"importance_ratio must lie in [0, 1], got {importance_ratio}")
-    if num_points > 0 and generator is None:
-        raise ValueError(f"generator must be given when num_points is not 0, got None and {num_points} points")
+    if num_points > 0 and points is None:
+        raise ValueError(f"points must have a source when num_points is not 0, got None and {num_points} points")

@@ -1,29 +1,33 @@
-"""The divisor of losses that are summed over matched pairs."""
+"""The divisors of losses that are summed over matched pairs or queries."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, distributed
 
+from s2uniseg_d2.core.ops.transfer import to_device
 
-def global_count(count: int, device: torch.device) -> Tensor:
-    """The mean of ``count`` over all ranks and at least 1, as a 0-d float32 tensor.
+
+def mean_over_ranks(counts: Sequence[float], device: torch.device) -> Tensor:
+    """The mean of each count over all ranks, as a float32 vector.
 
     Source: Mask2Former's ``num_masks``. Data-parallel training averages gradients over ranks; a loss summed on each
-    rank and divided by this mean becomes the mean over the pairs of all ranks. Without a process group it is
-    ``max(count, 1)``.
+    rank and divided by this mean becomes the mean over what all ranks counted. Without a process group the counts are
+    their own means.
 
     Args:
-        count: matched pairs on this rank, 0 or more. Every rank must call, also with 0.
+        counts: of this rank, 0 or more each. Every rank must call, also with zeros, with the same number of counts.
         device: where the process group communicates.
 
     Raises:
-        ValueError: if ``count`` is negative.
+        ValueError: if a count is negative.
     """
-    if count < 0:
-        raise ValueError(f"count must be at least 0, got {count}")
-    total = torch.full((), float(count), device=device)
+    if min(counts, default=0) < 0:
+        raise ValueError(f"counts must be at least 0, got {tuple(counts)}")
+    means = to_device(torch.tensor(list(counts), dtype=torch.float32), device)
     if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(total)
-        total /= distributed.get_world_size()
-    return total.clamp(min=1.0)
+        distributed.all_reduce(means)
+        means /= distributed.get_world_size()
+    return means

@@ -31,7 +31,7 @@ def query_distillation_loss(
         center: ``(K,)`` or ``(1, K)``, see ``Center``.
         student_temp: T_s, greater than 0.
         teacher_temp: T_t, greater than 0.
-        normalizer: see ``global_count``.
+        normalizer: pairs of the step, see ``mean_over_ranks``.
 
     Raises:
         ValueError: if the shapes differ or a temperature is not positive.
@@ -72,10 +72,11 @@ class Center(nn.Module):
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
         self.momentum = momentum
+        self._awaiting: Tensor | None = None  # sums and count of the parts of a step so far
         self.register_buffer("center", torch.zeros(1, num_prototypes))
 
     @torch.no_grad()
-    def update(self, teacher_logits: Tensor) -> None:
+    def update(self, teacher_logits: Tensor, *, is_last: bool = True) -> None:
         """Move the centre towards the mean of all ranks' logits; call after the loss, on every rank.
 
         Ranks may hold different numbers of rows: sums and counts are added up, so that each row weighs the same.
@@ -83,6 +84,8 @@ class Center(nn.Module):
 
         Args:
             teacher_logits: ``(m, K)``, m may be 0.
+            is_last: false for all but the last part of a step whose gradients are accumulated: the rows wait for it, so
+                that the centre moves once a step.
 
         Raises:
             ValueError: if the rows do not have K entries.
@@ -94,6 +97,11 @@ class Center(nn.Module):
         total = teacher_logits.detach().to(self.center).sum(dim=0)
         # one message for sums and count
         message = torch.cat([total, total.new_full((1,), float(len(teacher_logits)))])
+        if self._awaiting is not None:
+            message += self._awaiting
+        self._awaiting = None if is_last else message
+        if not is_last:
+            return
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(message)
         count = message[-1]

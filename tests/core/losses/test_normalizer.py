@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2uniseg_d2.core.losses.normalizer import global_count
+from s2uniseg_d2.core.losses.normalizer import mean_over_ranks
 
 WORKER = """
 import sys
 import torch
 from torch import distributed
-from s2uniseg_d2.core.losses.normalizer import global_count
+from s2uniseg_d2.core.losses.normalizer import mean_over_ranks
 from s2uniseg_d2.core.losses.query_distillation import Center
 
 rank = int(sys.argv[1])
@@ -24,28 +24,29 @@ mine = rows[:1] if rank == 0 else rows[1:]  # unequal numbers of rows
 center = Center(3, momentum=0.0)
 center.update(mine)
 assert torch.allclose(center.center, rows.mean(0, keepdim=True)), center.center
-assert global_count(len(mine), torch.device("cpu")).item() == 2.0
+means = mean_over_ranks([len(mine), 2 * rank], torch.device("cpu"))
+assert means.tolist() == [2.0, 1.0], means
 center.update(torch.zeros(0, 3))  # nothing anywhere
 assert torch.allclose(center.center, rows.mean(0, keepdim=True)), center.center
-assert global_count(0, torch.device("cpu")).item() == 1.0
-assert global_count(1 - rank, torch.device("cpu")).item() == 1.0  # a mean of 0.5 is raised
 center.update(rows[:2] if rank == 0 else torch.zeros(0, 3))  # one rank has nothing
 assert torch.allclose(center.center, rows[:2].mean(0, keepdim=True)), center.center
+center.update(mine, is_last=False)  # the parts of a step count together
+center.update(mine[:1])
+expected = (rows.sum(0, keepdim=True) + rows[:2].sum(0, keepdim=True)) / 6
+assert torch.allclose(center.center, expected), center.center
 distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize(("count", "expected"), [(0, 1.0), (1, 1.0), (7, 7.0)])
-def test_alone_it_is_the_count_or_one(count, expected):
-    value = global_count(count, torch.device("cpu"))
-    assert value.item() == expected
-    assert value.dtype == torch.float32
-    assert value.shape == ()
+def test_alone_the_counts_are_their_own_means():
+    means = mean_over_ranks([0, 1, 2.5], torch.device("cpu"))
+    assert means.tolist() == [0.0, 1.0, 2.5]
+    assert means.dtype == torch.float32
 
 
 def test_negative_counts_are_refused():
-    with pytest.raises(ValueError, match="count must be at least 0, got -1"):
-        global_count(-1, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"counts must be at least 0, got \(2, -1\)"):
+        mean_over_ranks([2, -1], torch.device("cpu"))
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
