@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NoReturn
 
 _EXAMPLES = 3  # how many faulty items an error names
 _REQUIRED = {
@@ -16,9 +16,6 @@ _REQUIRED = {
     "annotations": ("id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd"),
     "categories": ("id", "name"),
 }
-
-# A list of pictures is the user's own: it may name files anywhere.
-LIST = "picture list"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -99,8 +96,7 @@ def check_files(source: Path, what: str, names: Sequence[str], folder: Path, kin
         ValueError: if the folder is missing, a name leads out of it, or files are missing, with their number and the
             first few.
     """
-    if kind != LIST:
-        check_inside(source, names, kind)
+    check_inside(source, names, kind)
     if not folder.is_dir():
         raise ValueError(f"folder {folder}, for the {what} of {kind} {source}, does not exist")
     present: dict[str, set[str]] = {}
@@ -113,10 +109,14 @@ def check_files(source: Path, what: str, names: Sequence[str], folder: Path, kin
         if tail not in present[head]:
             absent.append(name)
     if absent:
-        raise ValueError(
-            f"{kind} {source} names {len(names)} {what}, of which {len(absent)} are missing in "
-            f"{folder}: {_listed(absent)}"
-        )
+        refuse_absent(source, what, absent, len(names), folder, kind)
+
+
+def refuse_absent(source: Path, what: str, absent: Sequence[str], count: int, folder: Path, kind: str) -> NoReturn:
+    """Raise the error of :func:`check_files` for files that are missing, out of ``count``."""
+    raise ValueError(
+        f"{kind} {source} names {count} {what}, of which {len(absent)} are missing in {folder}: {_listed(absent)}"
+    )
 
 
 def _check_items(path: Path, name: str, items: Any, keys: Iterable[str]) -> None:

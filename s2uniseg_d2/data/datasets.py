@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets.coco import load_coco_json
 
 from .coco_json import check_coco_json
 from .offline_labels import ANNOTATION_KEYS
-from .picture_folder import list_pictures, read_picture_list
+from .packed import JoinedRecords, PictureRecords, Record
+from .picture_folder import list_folder, read_picture_list
 from .scenes import read_scenes
+from .shards import find_shards, read_shards
 
 FORMS = (
     "folder:PATH (pictures without labels, recursive)",
     "list:FILE (pictures without labels, one path a line, relative to the file's folder)",
+    "tar:PATTERN (pictures without labels in uncompressed tar files)",
     "coco:JSON:IMAGE_DIR (COCO instances)",
     "scenes:FOLDER (instance, semantic and panoptic truth, as datasets/make_scenes.py writes it)",
 )
-Records = list[dict[str, Any]]
+Records = list[Record]
 
 
 def resolve_dataset(name: str) -> str:
@@ -30,6 +33,7 @@ def resolve_dataset(name: str) -> str:
 
     ``folder:PATH`` is all pictures below a folder, sorted, without labels (``evaluator_type`` "none").
     ``list:FILE`` is the pictures that a text file names, in its order, without labels (``evaluator_type`` "none").
+    ``tar:PATTERN`` is the pictures in tar files, such as ``tar:shards/{000..146}.tar`` (``evaluator_type`` "none").
     ``coco:JSON:IMAGE_DIR`` is a COCO instance file, checked before use (``evaluator_type`` "coco").
     ``scenes:FOLDER`` is a folder with three truths (``evaluator_type`` "coco_panoptic_seg").
     Any other name must be registered already, and the files that its metadata names must exist.
@@ -41,7 +45,13 @@ def resolve_dataset(name: str) -> str:
         ValueError: if the name is unknown, or the data it names are missing, empty or malformed.
     """
     kind, separator, place = name.partition(":")
-    resolvers = {"folder": _register_folder, "list": _register_list, "coco": _register_coco, "scenes": _register_scenes}
+    resolvers = {
+        "folder": _register_folder,
+        "list": _register_list,
+        "tar": _register_shards,
+        "coco": _register_coco,
+        "scenes": _register_scenes,
+    }
     if separator and kind in resolvers and name not in _registered_by_others():
         if not place:
             raise ValueError(f"data set name {name!r} must say where the data are: {_form(kind)}")
@@ -55,9 +65,34 @@ def resolve_dataset(name: str) -> str:
     return name
 
 
+def load_train_records(names: Sequence[str], *, needs_annotations: bool) -> Sequence[Record]:
+    """Return the records of resolved data sets, joined, in a form that worker processes share.
+
+    Folders, lists and shards have no annotations and are never turned into dicts all at once.
+
+    Args:
+        names: as :func:`resolve_dataset` returns them.
+        needs_annotations: whether records keep more than ``file_name`` and ``image_id``.
+    """
+    parts: list[Sequence[Record]] = []
+    for name in names:
+        packed = MetadataCatalog.get(name).get("records")
+        if packed is None:
+            keys = ("file_name", "image_id", *(("height", "width", "annotations") if needs_annotations else ()))
+            records = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
+            packed = DatasetFromList([{key: record[key] for key in keys if key in record} for record in records])
+        parts.append(packed)
+    return JoinedRecords(parts)
+
+
 def _register_folder(name: str, place: str) -> None:
-    pictures = list_pictures(place)
-    _register(name, partial(_load_folder, pictures), {"evaluator_type": "none", "image_root": str(_absolute(place))})
+    root = str(_absolute(place))
+    metadata = MetadataCatalog.get(name) if name in DatasetCatalog else None
+    if metadata is not None and metadata.get("image_root") == root and metadata.get("listing").is_current():
+        return
+    listing = list_folder(place)
+    metadata = {"evaluator_type": "none", "image_root": root, "listing": listing}
+    _register_packed(name, PictureRecords(listing.pictures), metadata)
 
 
 def _register_list(name: str, place: str) -> None:
@@ -65,13 +100,20 @@ def _register_list(name: str, place: str) -> None:
     source = _stamp(path)
     if source and _is_current(name, source):
         return
-    pictures = read_picture_list(path)
-    metadata = {"evaluator_type": "none", "image_root": str(path.parent), "source": source}
-    _register(name, partial(_load_folder, pictures), metadata)
+    records = PictureRecords(read_picture_list(path))
+    _register_packed(name, records, {"evaluator_type": "none", "image_root": str(path.parent), "source": source})
 
 
-def _load_folder(pictures: list[str]) -> Records:
-    return [{"file_name": path, "image_id": index} for index, path in enumerate(pictures)]
+def _register_shards(name: str, place: str) -> None:
+    shards = find_shards(place)
+    source = _stamp(*(Path(shard) for shard in shards))
+    if not _is_current(name, source):
+        _register_packed(name, read_shards(shards), {"evaluator_type": "none", "source": source})
+
+
+def _register_packed(name: str, records: Sequence[Record], metadata: dict[str, Any]) -> None:
+    """Register records that are dicts only for those who ask Detectron2's catalogue for them."""
+    _register(name, partial(list, records), {**metadata, "records": records})
 
 
 def _register_coco(name: str, place: str) -> None:

@@ -127,7 +127,7 @@ class MultiViewMapper:
         }
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Map one record with ``file_name``, and perhaps ``image_id``, ``draw`` and, as labels, ``annotations``.
+        """Map one record with ``file_name``, and perhaps ``span``, ``image_id``, ``draw`` and ``annotations``.
 
         Raises:
             TooManyUnreadableError: if too many pictures were unreadable.
@@ -140,7 +140,7 @@ class MultiViewMapper:
             self.unreadable.skip_again(path)
             return None
         try:
-            picture = read_picture(path)
+            picture = read_picture(path, dataset_dict.get("span"))
         except UnreadablePictureError as error:
             self.unreadable.skip(path, error)
             return None
@@ -209,7 +209,7 @@ class InferenceMapper:
             PictureError: if the picture has not the size that the record says, which the truth refers to.
         """
         path = str(dataset_dict["file_name"])
-        picture = read_picture(path)
+        picture = read_picture(path, dataset_dict.get("span"))
         height, width = picture.shape[:2]
         expected = (dataset_dict.get("height", height), dataset_dict.get("width", width))
         if expected != (height, width):

@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -39,6 +40,20 @@ _DECODER_ERRORS = (
 )
 
 
+class Span(NamedTuple):
+    """A part of a file, such as a member of a tar file.
+
+    Attributes:
+        file: its path.
+        offset: the first byte.
+        size: bytes.
+    """
+
+    file: str
+    offset: int
+    size: int
+
+
 class PictureError(ValueError):
     """A picture cannot be used; its text is one sentence.
 
@@ -58,24 +73,23 @@ class UnreadablePictureError(PictureError):
     """A file is no picture, or a damaged one; the message names the path and the reason."""
 
 
-def read_picture(path: str | Path) -> Picture:
-    """Read a file as ``(H, W, 3)`` uint8 RGB, standing upright.
+def read_picture(path: str | Path, span: Span | None = None) -> Picture:
+    """Read a file, or the ``span`` of one, as ``(H, W, 3)`` uint8 RGB, standing upright.
 
     Pillow reads what it knows, OpenCV the rest. The EXIF orientation is applied. CMYK, grey and palette pictures become
     RGB; 16-bit samples are scaled to 8 bits (65535 becomes 255); floating-point grey is taken as [0, 1] if no sample
     exceeds 1 and as [0, 255] otherwise. Transparent pictures are laid over white, as a browser's page shows them.
     Of several frames the first is read. A 1 x 1 picture is a picture.
 
+    Args:
+        path: the file; with a span, the picture's name in messages.
+        span: where the picture's bytes lie, if inside of another file.
+
     Raises:
         UnreadablePictureError: if the file is missing, empty, truncated, of no known format, or has more pixels than
             Pillow's limit against decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadablePictureError(f"cannot read picture {path}: {error.strerror or error}") from error
-    if not data:
-        raise UnreadablePictureError(f"cannot read picture {path}: the file is empty (0 bytes)")
+    data = _read_bytes(path, span)
     try:
         picture = _read_with_pillow(data)
     except UnidentifiedImageError:
@@ -87,6 +101,21 @@ def read_picture(path: str | Path) -> Picture:
     except _DECODER_ERRORS as error:
         raise UnreadablePictureError(f"cannot read picture {path}: {str(error) or type(error).__name__}") from error
     return picture
+
+
+def _read_bytes(path: str | Path, span: Span | None) -> bytes:
+    try:
+        if span is None:
+            data = Path(path).read_bytes()
+        else:
+            with open(span.file, "rb") as file:
+                file.seek(span.offset)
+                data = file.read(span.size)
+    except OSError as error:
+        raise UnreadablePictureError(f"cannot read picture {path}: {error.strerror or error}") from error
+    if not data:
+        raise UnreadablePictureError(f"cannot read picture {path}: the file is empty (0 bytes)")
+    return data
 
 
 def _read_with_pillow(data: bytes) -> Picture:

@@ -53,7 +53,7 @@ def find_pictures(inputs: Sequence[str | Path]) -> Pictures:
     return Pictures(root, names, len(named) - len(unique))
 
 
-def _expand(item: str) -> list[str]:
+def _expand(item: str) -> Sequence[str]:
     path = Path(item).expanduser()
     if path.is_dir():
         return list_pictures(path)

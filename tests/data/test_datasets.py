@@ -71,6 +71,30 @@ def test_folder_survives_link_loops_and_sees_new_pictures(tmp_path, write_noise)
     assert len(DatasetCatalog.get(resolve_dataset(name))) == 2
 
 
+def test_a_folder_is_listed_again_only_if_a_name_came_or_went(tmp_path, write_noise, monkeypatch):
+    write_noise("a/1.png")
+    for folder in (tmp_path / "a", tmp_path):
+        os.utime(folder, (1e9, 1e9))
+    name = f"folder:{tmp_path}"
+    resolve_dataset(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", lambda path: pytest.fail("the folder was listed again"))
+        assert len(DatasetCatalog.get(resolve_dataset(name))) == 1
+    write_noise("a/2.png")
+    assert len(DatasetCatalog.get(resolve_dataset(name))) == 2
+
+
+def test_pictures_are_in_the_order_of_their_paths(tmp_path):
+    names = ["a-1/x.png", "a.png", "a/b.png", "a/b-/c.png", "a0.png", "b/z.png", "B.png", "b.png", "ab/c.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    records = DatasetCatalog.get(resolve_dataset(f"folder:{tmp_path}"))
+    paths = [record["file_name"] for record in records]
+    assert paths == sorted(paths)
+    assert len(paths) == len(names)
+
+
 def test_a_relative_name_follows_the_working_folder(tmp_path, write_noise, monkeypatch):
     write_noise("one/pictures/1.png")
     write_noise("two/pictures/2.png")

@@ -5,6 +5,8 @@ import logging
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data.samplers import TrainingSampler
 
 from s2uniseg_d2.config import load_config
 from s2uniseg_d2.data import TooManyUnreadableError, UnreadablePictureError, build_test_loader, build_train_loader
@@ -60,6 +62,19 @@ def test_processes_share_one_stream(monkeypatch):
     assert sorted(parts[0] + parts[1]) == whole
     with pytest.raises(ValueError, match="start must not be negative, got -1"):
         DrawSampler(7, start=-1)
+
+
+@pytest.mark.parametrize("start", [0, 5, 7, 25])
+def test_the_stream_is_detectron2s_from_any_place(start):
+    whole = list(enumerate(itertools.islice(TrainingSampler(7, seed=3), 40)))
+    assert list(itertools.islice(DrawSampler(7, seed=3, start=start), 40 - start)) == whole[start:]
+
+
+def test_training_never_makes_all_records_of_a_folder(cfg, tmp_path, write_noise, monkeypatch):
+    for number in range(4):
+        write_noise(f"{number}.png", seed=number)
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: pytest.fail("all records were made"))
+    assert len(take(build_train_loader(cfg), 2)) == 2
 
 
 def test_unreadable_pictures_are_replaced_and_named(cfg, tmp_path, write_noise, caplog):

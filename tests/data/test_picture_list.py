@@ -52,6 +52,8 @@ def test_a_changed_list_is_read_again(write_list, tmp_path):
     ("text", "match"),
     [
         ("# nothing\n\n", r"picture list .*list\.txt names no picture$"),
+        ("a/1.png\ntrain/1.png\nb/2.png\n", r"names 3 pictures, of which 2 are missing in .*: a/1\.png, b/2\.png$"),
+        ("./train/1.png\ntrain/1.png\ntrain/#2.png\n./train/1.png\n", r"names 4 .* twice, such as \./train/1\.png$"),
         (b"\xff\xfe\x00", r"picture list .* must be UTF-8 text, got"),
         ("train/1.png\ntrain/1.png\n", r"names 2 pictures, some of them twice, such as train/1\.png"),
         (
