@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 # before PyTorch starts its threads: threads that spin while they wait make a step many times slower as soon as
 # another process (a loader, say) wants the same core
@@ -28,20 +29,30 @@ def main(arguments: list[str] | None = None) -> int:
 
         from s2uniseg_d2.engine.processes import start
         from s2uniseg_d2.engine.run import prepare, run
+        from s2uniseg_d2.engine.stopping import TERMINATED, Terminated, how_to_go_on
     except ImportError as error:
         return _fail(error)
-    from torch.multiprocessing import ProcessRaisedException
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
     args: argparse.Namespace = default_argument_parser(epilog=__doc__).parse_args(arguments)
+    folder = None
     try:
         plan = prepare(args)
+        folder = None if args.eval_only else Path(plan.cfg.OUTPUT_DIR)
         start(run, plan.processes, args, device=plan.cfg.MODEL.DEVICE)
     except (ValueError, FloatingPointError, OSError) as error:
         return _fail(error)
     except ProcessRaisedException as error:
         return _fail(str(error).strip().splitlines()[-1])
+    except ProcessExitedException as error:
+        if error.exit_code != TERMINATED or folder is None:
+            return _fail(error)
+        return _fail(f"stopped by SIGTERM; {how_to_go_on(folder)}", status=TERMINATED)
+    except Terminated as stop:
+        return _fail(stop, status=TERMINATED)
     except KeyboardInterrupt:
-        return _fail("interrupted; --resume goes on from what was kept", status=130)
+        kept = how_to_go_on(folder) if folder else "--resume goes on from what was kept"
+        return _fail(f"interrupted; {kept}", status=130)
     return 0
 
 

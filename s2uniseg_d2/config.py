@@ -147,7 +147,8 @@ def _add_schedule(cfg: CfgNode) -> None:
     cfg.SOLVER.FULL_MODEL_CLIP_NORM = 0.01  # gradient norm of all parameters together; 0 is off
     cfg.SOLVER.AMP.ENABLED = True  # switched off on the CPU
     cfg.SOLVER.AMP.DTYPE = "float16"  # or bfloat16: no loss scaling, GPUs from Ampere on; the paper is silent
-    cfg.SEED = 0
+    cfg.SOLVER.KEEP_CHECKPOINTS = 0  # periodic checkpoints that stay, the newest; 0 keeps all
+    cfg.SEED = 0  # of all draws; negative draws one anew, and no run can be repeated or gone on with exactly
     cfg.VIS_PERIOD = 5000  # iterations between pictures of views and pseudo-masks; 0 is off
 
 
@@ -314,6 +315,7 @@ _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
     (("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"), "must be at least 1", _positive),
     (("SOLVER.BASE_LR", "SOLVER.VIT_LR_FACTOR"), "must be positive", _positive),
     (("SOLVER.FULL_MODEL_CLIP_NORM", "SOLVER.WEIGHT_DECAY", "VIS_PERIOD"), "must not be negative", _not_negative),
+    (("SOLVER.KEEP_CHECKPOINTS",), "must not be negative", _not_negative),
     (("MODEL.TEACHER.MOMENTUM", "MODEL.TEACHER.MOMENTUM_END"), "must lie in [0, 1]", _fraction),
     (("MODEL.QUERY_SD.CENTER_MOMENTUM", "MODEL.LOSS.IMPORTANCE_RATIO"), "must lie in [0, 1]", _fraction),
     (("MODEL.LOSS.NO_OBJECT_WEIGHT",), "must lie in (0, 1]", lambda value: 0 < value <= 1),

@@ -1,4 +1,4 @@
-"""Checkpoints that load without running code and refuse what is no S2-UniSeg."""
+"""Checkpoints that are written whole, load without running code, and refuse what is no S2-UniSeg."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from torch import nn
 
-from s2uniseg_d2.core.trunks.weights import READ_ERRORS
+from .checkpoint_files import (
+    LAST,
+    NUMBERED,
+    damage_of,
+    prune,
+    read_checkpoint,
+    remove_partials,
+    resume_candidates,
+    write_whole,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -18,19 +29,84 @@ class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, reading ``.pth`` files with ``weights_only=True`` and nothing else.
 
     A file of another model is refused when less than half of this model's tensors are in it, instead of training or
-    evaluating random weights in silence.
+    evaluating random weights in silence. Files are written whole or not at all.
+
+    Args:
+        model: whose weights are saved and loaded.
+        save_dir: the run's folder, which all processes see; "" saves nothing.
+        keep: how many periodic checkpoints stay, the newest; 0 keeps all. Others are never removed.
+        checkpointables: see Detectron2's.
     """
 
+    def __init__(self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **checkpointables: Any) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.keep = keep
+
+    def save(self, name: str, *, is_last: bool = True, **kwargs: Any) -> None:
+        """Write ``name.pth`` and, unless ``is_last`` is false, make it the one that a run goes on from.
+
+        Raises:
+            OSError: if it cannot be written; what was there before is there still.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = Path(self.save_dir) / f"{name}.pth"
+        content = {"model": self.model.state_dict(), **kwargs}
+        content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
+        logger.info("Saving checkpoint to %s", path)
+        remove_partials(path.parent)
+        write_whole(path, lambda file: torch.save(content, file))
+        if is_last:
+            self.tag_last_checkpoint(path.name)
+        if number := NUMBERED.fullmatch(path.name):
+            prune(path.parent, int(number[1]), self.keep)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make a file the one that a run goes on from."""
+        write_whole(Path(self.save_dir) / LAST, lambda file: file.write(last_filename_basename.encode()))
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to go on from."""
+        return bool(resume_candidates(Path(self.save_dir)))
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint to go on from if it is sound; "" if there is none."""
+        return next(map(str, resume_candidates(Path(self.save_dir))), "")
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the newest sound checkpoint of the run with all its states, or the weights at ``path``.
+
+        The main process chooses for all.
+
+        Raises:
+            ValueError: if there are checkpoints and none is sound, or not all processes see the one chosen.
+        """
+        # the main process looks and all follow: they may see different folders, and must not part here
+        found = self._newest_sound() if resume and comm.is_main_process() else None
+        chosen, damaged = comm.all_gather(found)[0] or ("", [])
+        if not chosen and damaged:
+            raise ValueError(f"no checkpoint in {self.save_dir} can be gone on from: {'; '.join(damaged)}")
+        if not chosen:
+            return dict(self.load(path, checkpointables=[]))
+        for what in damaged:
+            logger.warning("%s; going on from %s", what, chosen)
+        blind = comm.all_gather(Path(chosen).is_file()).count(False)
+        if blind:
+            raise ValueError(f"{blind} processes do not see {chosen}: OUTPUT_DIR must be a folder that all share")
+        return dict(self.load(chosen))
+
+    def _newest_sound(self) -> tuple[str, list[str]]:
+        """The best checkpoint that is sound, or "", and what is wrong with the better ones."""
+        damaged: list[str] = []
+        for path in resume_candidates(Path(self.save_dir)):
+            reason = damage_of(path)
+            if reason is None:
+                return str(path), damaged
+            damaged.append(f"checkpoint {path} cannot be used: {reason}")
+        return "", damaged
+
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if not Path(filename).is_file():
-            raise ValueError(f"weights file does not exist: {filename}")
-        try:
-            content = torch.load(filename, map_location="cpu", weights_only=True)
-        except READ_ERRORS as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"weights file {filename} is no readable PyTorch checkpoint: {reason}") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"weights file {filename} must hold a dictionary, got {type(content).__name__}")
+        content = read_checkpoint(Path(filename))
         state = content.get("model", content)
         if not isinstance(state, dict):
             raise ValueError(f"weights file {filename} must hold tensors by name, got {type(state).__name__}")

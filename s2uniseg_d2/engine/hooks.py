@@ -161,14 +161,8 @@ class FirstCheckpointHook(HookBase):
     def before_train(self) -> None:
         """Save when the run is new."""
         if self.trainer.start_iter == 0 and comm.is_main_process():
-            # not tagged as the last checkpoint: a run that is stopped now has nothing to resume from
-            tag = Path(self.trainer.checkpointer.save_dir) / "last_checkpoint"
-            previous = tag.read_text() if tag.is_file() else None
-            self.trainer.checkpointer.save("model_initial", iteration=-1)
-            if previous is None:
-                tag.unlink(missing_ok=True)
-            else:
-                tag.write_text(previous)
+            # a run that is stopped now has nothing to go on from
+            self.trainer.checkpointer.save("model_initial", is_last=False, iteration=-1)
 
 
 class PicturesHook(HookBase):

@@ -11,6 +11,8 @@ from detectron2.engine import create_ddp_model, launch
 from detectron2.utils import comm
 from torch import distributed, nn
 
+from .stopping import passing_termination_on
+
 # what torchrun tells each process that it starts
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -84,14 +86,15 @@ def start(work: Callable[..., Any], processes: Processes, args: Any, *, device: 
     ``machine_rank`` and ``dist_url`` of ``args``.
     """
     if not processes.by_torchrun:
-        launch(
-            work,
-            processes.per_machine,
-            num_machines=processes.machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        with passing_termination_on(processes.total):
+            launch(
+                work,
+                processes.per_machine,
+                num_machines=processes.machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
         return
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:

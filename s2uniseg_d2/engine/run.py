@@ -18,9 +18,11 @@ from s2uniseg_d2.config import load_config, read_yaml
 from s2uniseg_d2.data import resolve_dataset
 
 from .checkpoint import SafeCheckpointer
+from .checkpoint_files import resume_candidates
 from .evaluation import evaluate
 from .evaluation_parts import PARTS, refuse_kept
 from .processes import Processes, count_processes, share_cores
+from .stopping import how_to_go_on
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def prepare(args: argparse.Namespace) -> Plan:
     processes = count_processes(cfg.MODEL.DEVICE, args.num_gpus, args.num_machines)
     notes += fit_to_device(cfg, args.num_gpus)
     output = Path(cfg.OUTPUT_DIR)
-    has_run = (output / "last_checkpoint").is_file()
+    has_run = bool(resume_candidates(output))
     if args.eval_only:
         if has_run or (output / "config.yaml") == _described(cfg):
             cfg.OUTPUT_DIR = str(output / "eval")  # the record of the training run stays as it is
@@ -121,7 +123,7 @@ def _check_evaluation(cfg: CfgNode, *, resume: bool) -> None:
 
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Leave an expected error to the one sentence at the end of the run."""
-    if record.exc_info and isinstance(record.exc_info[1], (ValueError, FloatingPointError)):
+    if record.exc_info and isinstance(record.exc_info[1], (ValueError, FloatingPointError, OSError)):
         record.exc_info = None
     return True
 
@@ -169,8 +171,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         try:
             trainer.train()
         except FloatingPointError as error:
-            last = trainer.checkpointer.get_checkpoint_file() or "none yet"
-            raise FloatingPointError(f"{error}; last good checkpoint: {last}") from error
+            raise FloatingPointError(f"{error}; {how_to_go_on(Path(cfg.OUTPUT_DIR))}") from error
         return getattr(trainer, "_last_eval_results", None)
     if cfg.SEED >= 0:
         seed_all_rng(cfg.SEED)  # what no weights file fills must be the same in all processes

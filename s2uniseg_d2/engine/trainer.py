@@ -29,6 +29,7 @@ from .panel import draw_comparison, write_png
 from .processes import parallelize
 from .resuming import StepDrawsHook
 from .step import TrainingStep, autocast_dtype
+from .stopping import TerminationHook
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,9 @@ class Trainer(DefaultTrainer):
             parallelize(model), self.build_train_loader(cfg), optimizer, autocast_dtype=autocast_dtype(cfg)
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = SafeCheckpointer(
+            self.model, cfg.OUTPUT_DIR, keep=cfg.SOLVER.KEEP_CHECKPOINTS, trainer=weakref.proxy(self)
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -65,7 +68,8 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks with ours in their places.
 
         Order: the teacher moves right after the optimizer and before checkpoints and evaluations, which must hold
-        it; labels wrap the loader before the pictures hook looks at the labelled batches.
+        it; labels wrap the loader before the pictures hook looks at the labelled batches; a signal to stop is heeded
+        after the checkpoint of the step, and not left waiting for its evaluation.
         """
         cfg = self.cfg
         ours: list[HookBase] = [
@@ -79,7 +83,8 @@ class Trainer(DefaultTrainer):
             ours.append(PicturesHook(cfg.VIS_PERIOD, Path(cfg.OUTPUT_DIR) / "pictures"))
         defaults = [hook for hook in super().build_hooks() if hook is not None]
         first = next(i for i, hook in enumerate(defaults) if isinstance(hook, hooks.LRScheduler)) + 1
-        return defaults[:first] + ours + defaults[first:]
+        last = next(i for i, hook in enumerate(defaults) if isinstance(hook, hooks.EvalHook))
+        return [*defaults[:first], *ours, *defaults[first:last], TerminationHook(), *defaults[last:]]
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

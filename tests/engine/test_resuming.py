@@ -9,6 +9,7 @@ import torch
 
 from s2uniseg_d2.engine.resuming import StepDrawsHook
 from s2uniseg_d2.engine.trainer import Trainer
+from tests.engine.checkpoints import differing, read
 from tests.tiny import tiny_config, write_pictures
 
 # Python 3.12 and later warn where torch's workers are forked
@@ -48,7 +49,6 @@ def train(pictures, output, *, until, resume=False, **more):
         OUTPUT_DIR=output,
         SEED=7,
         MODEL__VIT__DROP_PATH=0.4,
-        MODEL__LOSS__NUM_POINTS=0,
         MODEL__QUERY_SD__FREEZE_LAST_LAYER_ITERS=2,
         SOLVER__BASE_LR=1e-3,
         SOLVER__MAX_ITER=6,
@@ -74,31 +74,14 @@ def train(pictures, output, *, until, resume=False, **more):
         trainer.train()
 
 
-def differing(a, b, name=""):
-    """Names of the leaves in which two checkpoints differ by a bit."""
-    if isinstance(a, torch.Tensor):
-        return [] if torch.equal(a, b) else [name]
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        return [leaf for key in a for leaf in differing(a[key], b[key], f"{name}.{key}")]
-    if isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        return [leaf for i, (x, y) in enumerate(zip(a, b, strict=True)) for leaf in differing(x, y, f"{name}.{i}")]
-    return [] if a == b else [name]
-
-
-def final(output):
-    return torch.load(output / "model_final.pth", weights_only=True)
-
-
 def test_a_run_that_was_stopped_ends_in_the_same_bits(pictures, tmp_path):
     train(pictures, tmp_path / "straight", until=6)
     train(pictures, tmp_path / "stopped", until=5)
     train(pictures, tmp_path / "stopped", until=6, resume=True, DATALOADER__NUM_WORKERS=2)
-    straight, stopped = final(tmp_path / "straight"), final(tmp_path / "stopped")
+    straight, stopped = (read(tmp_path / run / "model_final.pth") for run in ("straight", "stopped"))
     assert differing(straight, stopped) == []
     # ... although every step changes them
-    before = torch.load(tmp_path / "straight" / "model_0000002.pth", weights_only=True)
+    before = read(tmp_path / "straight" / "model_0000002.pth")
     changed = differing(straight, before)
     for part in (".model.teacher_head", ".model.center", ".model.backbone", ".optimizer.state"):
         assert any(part in name for name in changed), part

@@ -1,0 +1,120 @@
+"""A clean end on SIGTERM: the step is finished, a checkpoint written, and what to do next said."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from .checkpoint_files import resume_candidates
+
+TERMINATED = 128 + signal.SIGTERM  # the exit status that shells give to a process ended by SIGTERM
+
+
+class Terminated(SystemExit):
+    """Training was asked to end by SIGTERM and has written a checkpoint; not an error, so no traceback is logged."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(TERMINATED)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Which checkpoint of a run is the last, and how to go on from it."""
+    candidates = resume_candidates(folder)
+    if not candidates:
+        return f"there is no checkpoint in {folder} yet"
+    return f"the last checkpoint is {candidates[0]}; the same command with --resume goes on from it"
+
+
+@contextlib.contextmanager
+def passing_termination_on(processes: int) -> Iterator[None]:
+    """Hand SIGTERM on to the processes that this one starts, instead of dying and leaving them; for more than one."""
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+    if processes < 2:
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class TerminationHook(HookBase):
+    """Ends training after the step in which SIGTERM came, with a checkpoint.
+
+    It stands between checkpoints and evaluation. An evaluation between two steps is cut short. All processes end after
+    the same step, whichever of them got the signal. Nothing is stopped after the last step, whose checkpoint is the
+    final one.
+    """
+
+    def __init__(self) -> None:
+        self._is_requested = False
+        self._is_stepping = True
+        self._pid = os.getpid()
+        self._previous: Any = None
+
+    def before_train(self) -> None:
+        """Take the signal over, where Python allows it."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+
+    def before_step(self) -> None:
+        """From here to the end of the step the signal waits."""
+        self._is_stepping = True
+
+    def after_step(self) -> None:
+        """Save and stop if any process was asked to."""
+        if self.trainer.iter + 1 < self.trainer.max_iter:
+            if any(comm.all_gather(self._is_requested)):
+                self._save()
+                comm.synchronize()  # nobody leaves, and has the others killed, before the file is written
+                self._leave()
+            self._is_stepping = False
+
+    def after_train(self) -> None:
+        """Give the signal back."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
+
+    def _save(self) -> None:
+        if comm.is_main_process():
+            iteration = self.trainer.iter
+            self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
+    def _leave(self) -> NoReturn:
+        folder = Path(self.trainer.checkpointer.save_dir)
+        raise Terminated(f"stopped by SIGTERM after iteration {self.trainer.iter}; {how_to_go_on(folder)}")
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        """Note the signal; leave at once where no step would be lost.
+
+        No logging here: the signal may have come in the middle of a line.
+        """
+        is_first, self._is_requested = not self._is_requested, True
+        if os.getpid() != self._pid:
+            # a data worker, forked with this handler: it must live as long as the step, but not longer than its parent
+            if not is_first:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGTERM)
+        elif is_first and not self._is_stepping:
+            self._save()
+            self._leave()
