@@ -75,6 +75,7 @@ def _add_labels(cfg: CfgNode) -> None:
     # per iteration, cosine from MOMENTUM to MOMENTUM_END; the paper is silent: DINO's advice for small batches
     cfg.MODEL.TEACHER.MOMENTUM = 0.9995
     cfg.MODEL.TEACHER.MOMENTUM_END = 1.0
+    cfg.MODEL.TEACHER.PICTURES_AT_ONCE = 0  # that the teacher labels in one go, which bounds memory; 0 takes all
 
 
 def _add_head_and_losses(cfg: CfgNode) -> None:
@@ -135,7 +136,9 @@ def _add_input(cfg: CfgNode) -> None:
 
 
 def _add_schedule(cfg: CfgNode) -> None:
-    cfg.SOLVER.IMS_PER_BATCH = 16
+    cfg.SOLVER.IMS_PER_BATCH = 16  # of all processes together
+    # parts of a process's share that go through the model one after the other before the optimizer steps
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
     cfg.SOLVER.MAX_ITER = 160000
     cfg.SOLVER.BASE_LR = 6.25e-4
     cfg.SOLVER.BASE_LR_END = 1e-6
@@ -313,6 +316,7 @@ _MAPS = ["res2", "res3", "res4", "res5"]
 # (keys, rule in words, test). What a class of the core checks itself (UniAP's thresholds, say) is not repeated here.
 _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
     (("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"), "must be at least 1", _positive),
+    (("SOLVER.ACCUMULATION_STEPS",), "must be at least 1", _positive),
     (("SOLVER.BASE_LR", "SOLVER.VIT_LR_FACTOR"), "must be positive", _positive),
     (("SOLVER.FULL_MODEL_CLIP_NORM", "SOLVER.WEIGHT_DECAY", "VIS_PERIOD"), "must not be negative", _not_negative),
     (("SOLVER.KEEP_CHECKPOINTS",), "must not be negative", _not_negative),
@@ -320,6 +324,7 @@ _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
     (("MODEL.QUERY_SD.CENTER_MOMENTUM", "MODEL.LOSS.IMPORTANCE_RATIO"), "must lie in [0, 1]", _fraction),
     (("MODEL.LOSS.NO_OBJECT_WEIGHT",), "must lie in (0, 1]", lambda value: 0 < value <= 1),
     (("MODEL.LOSS.OVERSAMPLE_RATIO",), "must be at least 1", lambda value: value >= 1),
+    (("MODEL.TEACHER.PICTURES_AT_ONCE",), "must not be negative", _not_negative),
     (("MODEL.LOSS.NUM_POINTS", "TEST.PICTURES", "SOLVER.BASE_LR_END"), "must not be negative", _not_negative),
     (("TEST.DETECTIONS_PER_IMAGE",), "must be at least 1", _positive),
     (("MODEL.META_ARCHITECTURE",), "must be S2UniSeg", _one_of("S2UniSeg")),

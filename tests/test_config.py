@@ -59,6 +59,7 @@ def test_the_defaults_are_the_papers():
         (["MODEL.VIT_ADAPTER.NORM", "foo"], "must be BN, SyncBN or GN, got 'foo'"),
         (["MODEL.BACKBONE.NAME", "ResNet"], "must be ViTAdapterBackbone, got 'ResNet'"),
         (["SOLVER.BASE_LR_END", "1.0"], "SOLVER.BASE_LR_END must not be above SOLVER.BASE_LR"),
+        (["SOLVER.ACCUMULATION_STEPS", "0"], "SOLVER.ACCUMULATION_STEPS must be at least 1, got 0"),
         (["TEST.PRECISE_BN.ENABLED", "True"], "TEST.PRECISE_BN.ENABLED is not supported"),
         (["TEST.TASKS", "('everything',)"], "TEST.TASKS must be among"),
     ],

@@ -130,13 +130,15 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 def _check_sharing(cfg: CfgNode, processes: int, *, is_training: bool) -> None:
     """Refuse a batch that the processes cannot share evenly, and statistics that they would not share."""
-    if not is_training or processes == 1:
+    if not is_training:
         return
-    if cfg.SOLVER.IMS_PER_BATCH % processes:
+    parts = processes * cfg.SOLVER.ACCUMULATION_STEPS
+    if cfg.SOLVER.IMS_PER_BATCH % parts:
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH must be a multiple of the {processes} processes, got {cfg.SOLVER.IMS_PER_BATCH}"
+            f"SOLVER.IMS_PER_BATCH must be a multiple of {parts} ({processes} processes, "
+            f"SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS}), got {cfg.SOLVER.IMS_PER_BATCH}"
         )
-    if cfg.MODEL.VIT_ADAPTER.NORM == "BN":
+    if processes > 1 and cfg.MODEL.VIT_ADAPTER.NORM == "BN":
         raise ValueError(
             "MODEL.VIT_ADAPTER.NORM must be SyncBN or GN with several processes, got 'BN': "
             "each process would have statistics, and so a teacher, of its own"

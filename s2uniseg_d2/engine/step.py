@@ -1,9 +1,10 @@
-"""One training step inside Detectron2's loop."""
+"""One training step inside Detectron2's loop, on a whole batch or part by part."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .hooks import unwrap
 
 
 def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
@@ -27,11 +31,17 @@ class TrainingStep(SimpleTrainer):
     Differs from Detectron2's ``AMPTrainer``, which takes a GPU and float16 for granted: mixed precision runs on any
     device, and only float16, whose small gradients would vanish, has them scaled.
 
+    A process's share of a batch goes through the model in ``accumulation_steps`` parts of equal size, one after the
+    other, so that memory is that of a part. Losses are divided by what the whole batch of all processes counts, the
+    centre moves once and processes exchange gradients once: gradients are those of the undivided batch, except that
+    batch statistics are those of a part.
+
     Args:
         model: gives a dict of losses.
         data_loader: of batches.
         optimizer: steps once per batch.
         autocast_dtype: of the forward pass; None is float32 throughout.
+        accumulation_steps: parts of a process's share of a batch; more than one need an ``S2UniSeg``.
     """
 
     def __init__(
@@ -41,8 +51,10 @@ class TrainingStep(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         *,
         autocast_dtype: torch.dtype | None = None,
+        accumulation_steps: int = 1,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
+        self.accumulation_steps = accumulation_steps
         self.autocast_dtype = autocast_dtype
         self._device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(self._device_type, enabled=autocast_dtype is torch.float16)
@@ -56,16 +68,38 @@ class TrainingStep(SimpleTrainer):
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        with torch.autocast(self._device_type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            losses = self.model(batch)
-            total = sum(losses.values())
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(total).backward()
+        losses = self._backward(batch) if self.accumulation_steps == 1 else self._accumulate(batch)
         self.after_backward()
         self._write_metrics(losses, data_time)
         # with scaling, a gradient that is not finite is no error: the step is left out and the scale halved
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _backward(self, batch: Sequence[Any], *part: Any, **of_part: Any) -> dict[str, Tensor]:
+        """Add the gradients of a batch, or of a part, to those that are there; returns the losses."""
+        with torch.autocast(self._device_type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            losses: dict[str, Tensor] = self.model(batch, *part, **of_part)
+            total = torch.stack(list(losses.values())).sum()
+        self.grad_scaler.scale(total).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _accumulate(self, batch: Sequence[Any]) -> dict[str, Tensor]:
+        """Add up the gradients of all parts; returns the summed losses, which are those of the whole batch."""
+        size = len(batch) // self.accumulation_steps
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        normalizers = unwrap(self.model).count_normalizers(batch)
+        total: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            is_last = number == len(parts) - 1
+            with nullcontext() if is_last else self._without_exchange():
+                losses = self._backward(part, normalizers, is_last=is_last)
+            total = {name: loss + total.get(name, 0.0) for name, loss in losses.items()}
+        return total
+
+    def _without_exchange(self) -> AbstractContextManager[None]:
+        """Keeps gradients in this process while it is active."""
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """Detectron2's, and the scale of float16 gradients."""

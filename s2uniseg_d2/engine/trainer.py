@@ -44,7 +44,11 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = TrainingStep(
-            parallelize(model), self.build_train_loader(cfg), optimizer, autocast_dtype=autocast_dtype(cfg)
+            parallelize(model),
+            self.build_train_loader(cfg),
+            optimizer,
+            autocast_dtype=autocast_dtype(cfg),
+            accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(

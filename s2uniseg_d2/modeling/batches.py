@@ -15,7 +15,7 @@ from s2uniseg_d2.core.ops.transfer import to_device
 _POINTS = 1
 
 
-def places_by_padding(batch: Sequence[Mapping[str, Any]], divisibility: int) -> list[list[int]]:
+def places_by_padding(batch: Sequence[Mapping[str, Any]], divisibility: int, at_once: int = 0) -> list[list[int]]:
     """The places of a batch, those together whose ``image`` needs no more padding than it would alone.
 
     A ViT's tokens look at padding too: a picture that was padded to the size of its neighbours would have labels that
@@ -24,12 +24,17 @@ def places_by_padding(batch: Sequence[Mapping[str, Any]], divisibility: int) -> 
     Args:
         batch: items with ``image`` ``(3, H, W)``.
         divisibility: of the sides of what the encoder takes, in pixels.
+        at_once: most places to go together; 0 sets no limit.
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for place, item in enumerate(batch):
         padded = tuple(-(-side // divisibility) for side in item["image"].shape[-2:])
         places.setdefault(padded, []).append(place)
-    return list(places.values())
+    return [
+        alike[start : start + (at_once or len(alike))]
+        for alike in places.values()
+        for start in range(0, len(alike), at_once or len(alike))
+    ]
 
 
 def view_keys(batch: Sequence[Mapping[str, Any]], seed: int, device: torch.device) -> Tensor:

@@ -63,6 +63,7 @@ class S2UniSeg(nn.Module):
         seed: of the mask losses' points, 0 or more; with a picture's ``draw``, its place in the training stream, it
             decides those of its views.
         region_vote: makes the embeddings of offline labels.
+        pictures_at_once: most pictures that the teacher labels in one go; 0 sets no limit.
     """
 
     pixel_mean: Tensor
@@ -90,6 +91,7 @@ class S2UniSeg(nn.Module):
         pixel_std: Sequence[float],
         seed: int,
         region_vote: RegionVote,
+        pictures_at_once: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -109,6 +111,7 @@ class S2UniSeg(nn.Module):
         self.prediction = prediction
         self.seed = seed
         self.region_vote = region_vote
+        self.pictures_at_once = pictures_at_once
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -158,6 +161,7 @@ class S2UniSeg(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "seed": max(cfg.SEED, 0),
             "region_vote": RegionVote(cfg.MODEL.UNIAP.SIGMA, cfg.MODEL.UNIAP.REGION_AFFINITY),
+            "pictures_at_once": cfg.MODEL.TEACHER.PICTURES_AT_ONCE,
         }
 
     @property
@@ -186,7 +190,7 @@ class S2UniSeg(nn.Module):
     def label(self, batch: Sequence[Mapping[str, Any]]) -> list[PseudoLabels]:
         """The teacher's instance and semantic masks of every picture, at stride 4 of the global view."""
         labels: dict[int, PseudoLabels] = {}
-        for places in places_by_padding(batch, self.backbone.size_divisibility):
+        for places in places_by_padding(batch, self.backbone.size_divisibility, self.pictures_at_once):
             images = self._prepare([batch[place]["image"] for place in places])
             labels.update(zip(places, self._label_pictures(images)[1], strict=True))
         return [labels[place] for place in range(len(batch))]
@@ -195,7 +199,7 @@ class S2UniSeg(nn.Module):
     def embed(self, batch: Sequence[Mapping[str, Any]]) -> list[PseudoLabels]:
         """The masks that every picture brings under ``pseudo``, with the teacher's embeddings of them (Eq. 5)."""
         labels: dict[int, PseudoLabels] = {}
-        for places in places_by_padding(batch, self.backbone.size_divisibility):
+        for places in places_by_padding(batch, self.backbone.size_divisibility, self.pictures_at_once):
             features, sizes = self._pool_features(self._prepare([batch[place]["image"] for place in places]))
             for place, tokens, (rows, columns) in zip(places, features, sizes, strict=True):
                 labels[place] = embed_labels(

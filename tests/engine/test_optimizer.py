@@ -65,6 +65,18 @@ def test_the_norm_of_all_gradients_together_is_clipped():
     torch.testing.assert_close(torch.cat([first.grad, second.grad]), torch.tensor([0.3, 0.0, 0.0, 0.4, 0.0]))
 
 
+def test_scaled_gradients_of_several_parts_are_clipped_as_their_sum():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = with_full_model_clipping(torch.optim.AdamW, 0.5)([parameter], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for part in (torch.tensor([1.0, 4.0]), torch.tensor([2.0, 0.0])):
+        scaler.scale((parameter * part).sum()).backward()
+    assert parameter.grad.tolist() == [3 * 1024.0, 4 * 1024.0]
+    scaler.step(optimizer)
+    torch.testing.assert_close(parameter.grad, torch.tensor([0.3, 0.4]))
+    assert not torch.equal(parameter, torch.zeros(2))
+
+
 @pytest.mark.parametrize("max_norm", [0.0, 0.5])
 def test_a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run(max_norm):
     parameter = torch.nn.Parameter(torch.ones(3))

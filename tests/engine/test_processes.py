@@ -8,6 +8,8 @@ from torch import nn
 
 from s2uniseg_d2.engine import processes
 from s2uniseg_d2.engine.processes import Processes, count_processes
+from s2uniseg_d2.engine.run import _check_sharing
+from tests.tiny import tiny_config
 
 TORCHRUN = {
     "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2",
@@ -83,3 +85,18 @@ def test_processes_share_the_cores_unless_told_otherwise(monkeypatch):
 def test_one_process_keeps_its_model_as_it_is():
     model = nn.Linear(1, 1)
     assert processes.parallelize(model) is model
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings", "message"),
+    [
+        (3, {}, r"multiple of 3 \(3 processes, SOLVER.ACCUMULATION_STEPS 1\), got 2"),
+        (1, {"SOLVER__ACCUMULATION_STEPS": 4}, r"multiple of 4 \(1 processes, SOLVER.ACCUMULATION_STEPS 4\), got 2"),
+        (2, {"SOLVER__ACCUMULATION_STEPS": 2}, r"multiple of 4 \(2 processes, SOLVER.ACCUMULATION_STEPS 2\), got 2"),
+        (2, {}, "NORM must be SyncBN or GN with several processes, got 'BN'"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(processes, settings, message):
+    with pytest.raises(ValueError, match=message):
+        _check_sharing(tiny_config(**settings), processes, is_training=True)
+    _check_sharing(tiny_config(**settings), processes, is_training=False)

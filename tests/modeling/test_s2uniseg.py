@@ -91,6 +91,10 @@ def test_a_picture_has_the_same_labels_in_any_company(model):
     batch = random_batch(3)
     batch = [batch[0], batch[1], random_batch(seed=1)[1], batch[2]]
     together = model.label(batch)
+    model.pictures_at_once = 1
+    for labels, others in zip(together, model.label(batch), strict=True):
+        assert all(torch.equal(kind.masks, other.masks) for kind, other in zip(labels, others, strict=True))
+    model.pictures_at_once = 0
     masks = [kind.masks for kind in together[2]]
     for item, labels in zip(batch, together, strict=True):
         (alone,) = model.label([item])

@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# increment and multipliers of SplitMix64, as signed 64-bit numbers
-_STEP, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+from s2uniseg_d2.core.ops.mixing import mix64
+
+_STEP = 0x9E3779B97F4A7C15 - 2**64  # SplitMix64's increment, as a signed 64-bit number
 _BITS = 24  # of a float32 in [0, 1)
 
 
@@ -36,8 +37,7 @@ class KeyedPoints:
     was stopped and resumed, and neither the host nor another rank has to be asked. All masks of a view get the same
     points.
 
-    Source: a counter mixed by SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-    2014).
+    Source: SplitMix64, a counter whose numbers are mixed; see ``core.ops.mixing``.
 
     Args:
         keys: ``(b,)`` int64, unrelated numbers such as ``core.draws.seed_at`` makes; on the device of the masks.
@@ -48,27 +48,13 @@ class KeyedPoints:
 
     def at(self, place: int) -> KeyedPoints:
         """Unrelated points of the same views, such as those after another decoder layer."""
-        return KeyedPoints(_mix(self.keys ^ (place + 1)))
+        return KeyedPoints(mix64(self.keys ^ (place + 1)))
 
     def __call__(self, views: Tensor, start: int, count: int) -> Tensor:
         """See ``PointSource``."""
         numbers = torch.arange(start + 1, start + count + 1, device=self.keys.device)
         # (b, p): one mixed number holds both coordinates
-        mixed = _mix(self.keys[:, None] + numbers * _STEP)
-        x, y = _shift(mixed, 64 - _BITS), mixed & (2**_BITS - 1)
+        mixed = mix64(self.keys[:, None] + numbers * _STEP)
+        x, y = (mixed >> (64 - _BITS)) & (2**_BITS - 1), mixed & (2**_BITS - 1)
         points: Tensor = torch.stack([x, y], dim=-1).float() * 2.0**-_BITS
         return points[views]
-
-
-def _mix(values: Tensor) -> Tensor:
-    """SplitMix64's output function; products of int64 wrap around, as they should."""
-    values = (values ^ _shift(values, 30)) * _FIRST
-    values = (values ^ _shift(values, 27)) * _SECOND
-    mixed: Tensor = values ^ _shift(values, 31)
-    return mixed
-
-
-def _shift(values: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right; that of int64 would bring copies of the sign."""
-    shifted: Tensor = (values >> bits) & (2 ** (64 - bits) - 1)
-    return shifted

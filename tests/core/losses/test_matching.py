@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from s2uniseg_d2.core.losses import matching
 from s2uniseg_d2.core.losses.matching import MatchingProblem, flat_truth, match_masks
@@ -108,6 +110,33 @@ def test_equal_costs_give_the_same_pairs_each_time():
     logits, targets = torch.zeros(1, 5, 4, 4), torch.ones(3, 4, 4, dtype=torch.bool)
     first, second = match_views(logits, [targets]), match_views(logits, [targets])
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_last_bits_of_costs_do_not_decide_between_equal_masks():
+    logits, masks = problem(6, 4, 5, 9, 7)
+    twins = np.array([0, 1, 0, 2, 0, 1, 3, 3])  # eight targets for six queries
+    match = match_views(logits[None], [masks[twins]])
+    cost = dice_cost(logits, masks[twins]).numpy()
+    plain = matching._assign(cost, (8,), twins)
+    assert all(np.array_equal(a, b) for a, b in zip(plain, match, strict=True))
+    noise = np.random.default_rng(0)
+    for _ in range(8):
+        noisy = cost + noise.normal(0, 1e-7, cost.shape).astype(np.float32)
+        assert np.array_equal(matching._assign(noisy, (8,), twins), plain)
+    # the sum is still the least, and of equal masks the first take part, in the order of their queries
+    _, query, target = plain
+    assert cost[query, target].sum() <= cost[linear_sum_assignment(cost)].sum() + 1e-6
+    for twin in range(4):
+        alike = np.flatnonzero(twins == twin)
+        taken = [(t, q) for q, t in zip(query, target, strict=True) if twins[t] == twin]
+        assert [t for t, _ in taken] == list(alike[: len(taken)])
+        assert [q for _, q in taken] == sorted(q for _, q in taken)
+
+
+def test_masks_that_differ_in_a_cell_are_told_apart():
+    masks = torch.eye(40 * 50, dtype=torch.bool).view(-1, 40, 50)[::7]
+    signatures = matching._sign(flat_truth(TargetMasks.join([torch.cat([masks, masks])])))
+    assert len({tuple(column) for column in signatures.T.tolist()}) == len(masks)
 
 
 def layered_problems(layers=3):
