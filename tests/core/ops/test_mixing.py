@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from s2uniseg_d2.core.ops.mixing import mix64
@@ -22,6 +24,6 @@ def test_equals_splitmix64_by_hand():
 
 def test_neighbours_differ_in_about_half_of_their_bits():
     mixed = mix64(torch.arange(1, 2001)).tolist()
-    flips = [((a ^ b) % 2**64).bit_count() for a, b in zip(mixed, mixed[1:], strict=False)]
+    flips = [((a ^ b) % 2**64).bit_count() for a, b in pairwise(mixed)]
     assert len(set(mixed)) == 2000
     assert 31 < sum(flips) / len(flips) < 33
