@@ -99,6 +99,8 @@ def _add_head_and_losses(cfg: CfgNode) -> None:
     distillation.BOTTLENECK_DIM = 256
     distillation.STUDENT_TEMP = 0.1
     distillation.TEACHER_TEMP = 0.04  # the paper is silent on temperatures and centring: DINO's
+    distillation.TEACHER_TEMP_START = 0.04  # at iteration 0, from where it goes straight to TEACHER_TEMP
+    distillation.TEACHER_TEMP_WARMUP_ITERS = 0  # in so many iterations; 0 is TEACHER_TEMP throughout
     distillation.CENTER_MOMENTUM = 0.9
     distillation.FREEZE_LAST_LAYER_ITERS = 1600  # the paper is silent: 1 % of the run
 
@@ -145,7 +147,9 @@ def _add_schedule(cfg: CfgNode) -> None:
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"  # the paper is silent after the warm-up
     cfg.SOLVER.WARMUP_ITERS = 10000
     cfg.SOLVER.WARMUP_FACTOR = 1e-4
-    cfg.SOLVER.WEIGHT_DECAY = 0.05
+    cfg.SOLVER.RESCALE_INTERVAL = True  # the warm-up ends at BASE_LR itself and the cosine begins there
+    cfg.SOLVER.WEIGHT_DECAY = 0.05  # AdamW's, of matrices and kernels alone; the paper is silent
+    cfg.SOLVER.WEIGHT_DECAY_END = -1.0  # at the end of the run, along a cosine; negative: WEIGHT_DECAY throughout
     cfg.SOLVER.VIT_LR_FACTOR = 0.1  # of the ViT's parameters; adapter, decoder and heads take BASE_LR
     cfg.SOLVER.FULL_MODEL_CLIP_NORM = 0.01  # gradient norm of all parameters together; 0 is off
     cfg.SOLVER.AMP.ENABLED = True  # switched off on the CPU
@@ -344,6 +348,9 @@ _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
     (("MODEL.LOSS.QUERY_SD_WEIGHT", "MODEL.LOSS.MASK_WEIGHT"), "must not be negative", _not_negative),
     (("MODEL.LOSS.DICE_WEIGHT", "MODEL.LOSS.OBJECTNESS_WEIGHT"), "must not be negative", _not_negative),
     (("MODEL.QUERY_SD.STUDENT_TEMP", "MODEL.QUERY_SD.TEACHER_TEMP"), "must be positive", _positive),
+    (("MODEL.QUERY_SD.TEACHER_TEMP_START",), "must be positive", _positive),
+    (("MODEL.QUERY_SD.TEACHER_TEMP_WARMUP_ITERS", "SOLVER.WARMUP_ITERS"), "must not be negative", _not_negative),
+    (("MODEL.QUERY_SD.FREEZE_LAST_LAYER_ITERS",), "must not be negative", _not_negative),
     (("MODEL.QUERY_SD.NUM_PROTOTYPES", "INPUT.VIEWS.NUM"), "must be at least 1", _positive),
     (("INPUT.GLOBAL_LONGEST_PX", "INPUT.TEST_LONGEST_PX"), "must be a positive multiple of 32", _multiple_of_32),
     (("INPUT.VIEWS.SIZE_PX",), "must be a positive multiple of 32", _multiple_of_32),

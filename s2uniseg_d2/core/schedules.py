@@ -1,4 +1,4 @@
-"""Values that change over a run."""
+"""Values that change over a run, as functions of where it stands and of nothing that came before."""
 
 from __future__ import annotations
 
@@ -20,5 +20,26 @@ def cosine(progress: float, start: float, end: float) -> float:
     """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress must lie in [0, 1], got {progress}")
+    if start == end:
+        return start  # the sum below can miss it by a last bit
     share = (1.0 + math.cos(math.pi * progress)) / 2.0
     return share * start + (1.0 - share) * end
+
+
+def ramp(iteration: int, iters: int, start: float, end: float) -> float:
+    """A value that goes straight from ``start`` to ``end`` over the first ``iters`` iterations and stays there.
+
+    Source: DINO (arXiv 2104.14294), whose teacher's temperature is warmed up so; the paper is silent.
+
+    Args:
+        iteration: from 0.
+        iters: the first iteration at ``end``; 0 is ``end`` throughout.
+        start: value at 0.
+        end: value from ``iters`` on.
+
+    Raises:
+        ValueError: if ``iteration`` or ``iters`` is negative.
+    """
+    if min(iteration, iters) < 0:
+        raise ValueError(f"iteration and iters must not be negative, got {iteration} and {iters}")
+    return end if iteration >= iters else start + (end - start) * iteration / iters

@@ -21,14 +21,20 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     The paper is silent beyond AdamW and the rate: the ViT learns at ``SOLVER.VIT_LR_FACTOR`` of it, adapter, decoder
     and heads at the full rate.
     """
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter, module in _trainable(model):
         lr = cfg.SOLVER.BASE_LR * (cfg.SOLVER.VIT_LR_FACTOR if ".vit." in f".{name}" else 1.0)
-        decay = cfg.SOLVER.WEIGHT_DECAY if is_decayed(name, parameter, module) else 0.0
-        groups.setdefault((lr, decay, name.startswith(LAST_LAYER)), []).append(parameter)
+        kind = (lr, is_decayed(name, parameter, module), name.startswith(LAST_LAYER))
+        groups.setdefault(kind, []).append(parameter)
     parameters = [
-        {"params": members, "lr": lr, "weight_decay": decay, "is_last_layer": is_last_layer}
-        for (lr, decay, is_last_layer), members in groups.items()
+        {
+            "params": members,
+            "lr": lr,
+            "weight_decay": cfg.SOLVER.WEIGHT_DECAY if decayed else 0.0,
+            "is_decayed": decayed,
+            "is_last_layer": is_last_layer,
+        }
+        for (lr, decayed, is_last_layer), members in groups.items()
     ]
     optimizer_class = with_full_model_clipping(torch.optim.AdamW, cfg.SOLVER.FULL_MODEL_CLIP_NORM)
     return optimizer_class(parameters, lr=cfg.SOLVER.BASE_LR)

@@ -28,6 +28,7 @@ from .optimizer import build_optimizer
 from .panel import draw_comparison, write_png
 from .processes import parallelize
 from .resuming import StepDrawsHook
+from .schedules import ScheduleHook
 from .step import TrainingStep, autocast_dtype
 from .stopping import TerminationHook
 
@@ -78,6 +79,7 @@ class Trainer(DefaultTrainer):
         cfg = self.cfg
         ours: list[HookBase] = [
             StepDrawsHook(cfg.SEED),
+            ScheduleHook.from_config(cfg),
             FreezeLastLayerHook(cfg.MODEL.QUERY_SD.FREEZE_LAST_LAYER_ITERS),
             PseudoLabelHook(autocast_dtype(cfg)),
             TeacherMomentumHook(cfg.MODEL.TEACHER.MOMENTUM, cfg.MODEL.TEACHER.MOMENTUM_END),

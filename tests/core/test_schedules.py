@@ -6,13 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2uniseg_d2.core.schedules import cosine
+from s2uniseg_d2.core.schedules import cosine, ramp
 
 
 def test_ends_are_exact_and_the_middle_is_the_mean():
     assert cosine(0, 0.9995, 1.0) == 0.9995
     assert cosine(1, 0.9995, 1.0) == 1.0
     assert cosine(0.5, 2.0, 4.0) == pytest.approx(3.0)
+
+
+def test_a_constant_stays_the_same_number():
+    assert {cosine(step / 97, 0.05, 0.05) for step in range(98)} == {0.05}
+
+
+def test_a_ramp_is_straight_and_then_constant():
+    assert [ramp(step, 4, 0.04, 0.08) for step in range(7)] == pytest.approx([0.04, 0.05, 0.06, 0.07] + [0.08] * 3)
+    assert [ramp(step, 0, 0.5, 0.04) for step in range(3)] == [0.04] * 3
+    assert ramp(10**6, 4, 0.04, 0.07) == 0.07
+    for wrong in ((-1, 4), (1, -4)):
+        with pytest.raises(ValueError, match="iteration and iters must not be negative"):
+            ramp(*wrong, 0.0, 1.0)
 
 
 def test_equals_dinos_formula():

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 
+import s2uniseg_d2.modeling  # noqa: F401  (registers)
+from s2uniseg_d2.config import load_config
 from s2uniseg_d2.engine.optimizer import build_optimizer, with_full_model_clipping
 from tests.tiny import tiny_config
+
+RECIPE = Path(__file__).resolve().parents[2] / "configs" / "s2uniseg_in1k.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +56,32 @@ def test_every_trainable_parameter_is_in_one_group(built):
 )
 def test_rates_and_decay_by_name(built, name, lr, decay):
     assert built[1][name][:2] == (lr, decay)
+
+
+# by name alone: norms, biases, embeddings, positions, tokens and scales of the full model
+UNDECAYED = re.compile(
+    r"bias$|(^|[._])norm\d?\.|spm\.(stem\.[147]|conv\d\.1)\.|input_proj\.\d\.1\."
+    r"|gamma$|level_embed|pos_embed|cls_token|\.query_(feat|embed|type)\."
+)
+
+
+def test_every_parameter_of_the_full_model_is_decayed_by_its_name():
+    cfg = load_config(RECIPE, ["MODEL.VIT.WEIGHTS", "", "MODEL.DEVICE", "meta"])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    named = {id(value): (name, value) for name, value in model.named_parameters() if value.requires_grad}
+    optimizer = build_optimizer(cfg, model)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(named) > 500
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name, value = named[id(parameter)]
+            assert group["is_decayed"] == (UNDECAYED.search(name) is None), name
+            assert group["weight_decay"] == (0.05 if group["is_decayed"] else 0.0), name
+            assert value.ndim > 1 or not group["is_decayed"], name
+            assert group["lr"] == pytest.approx(6.25e-5 if name.startswith("backbone.trunk.vit.") else 6.25e-4), name
+            assert group["is_last_layer"] == name.startswith("student_head.last_layer."), name
+    # few groups keep the optimizer's list operations long
+    assert len(optimizer.param_groups) == 5
 
 
 def test_the_last_layer_has_its_own_group(built):
