@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 
 from s2uniseg_d2.data import build_test_loader, build_train_loader, resolve_dataset
@@ -27,6 +28,7 @@ from .hooks import FirstCheckpointHook, FreezeLastLayerHook, PicturesHook, Pseud
 from .optimizer import build_optimizer
 from .panel import draw_comparison, write_png
 from .processes import parallelize
+from .record import RecordHook
 from .resuming import StepDrawsHook
 from .schedules import ScheduleHook
 from .step import TrainingStep, autocast_dtype
@@ -87,10 +89,15 @@ class Trainer(DefaultTrainer):
         ]
         if cfg.VIS_PERIOD and comm.is_main_process():
             ours.append(PicturesHook(cfg.VIS_PERIOD, Path(cfg.OUTPUT_DIR) / "pictures"))
-        defaults = [hook for hook in super().build_hooks() if hook is not None]
+        defaults = [hook for hook in super().build_hooks() if not isinstance(hook, (hooks.PeriodicWriter, type(None)))]
         first = next(i for i, hook in enumerate(defaults) if isinstance(hook, hooks.LRScheduler)) + 1
         last = next(i for i, hook in enumerate(defaults) if isinstance(hook, hooks.EvalHook))
-        return [*defaults[:first], *ours, *defaults[first:last], TerminationHook(), *defaults[last:]]
+        record = RecordHook(Path(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER, is_writing=comm.is_main_process())
+        return [*defaults[:first], *ours, *defaults[first:last], TerminationHook(), *defaults[last:], record]
+
+    def build_writers(self) -> list[EventWriter]:
+        """None here: the record is opened when it is known where it goes on, by :class:`RecordHook`."""
+        return []
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from s2uniseg_d2.engine.checkpoint_files import damage_of, numbered_checkpoints
-from tests.engine.checkpoints import differing, read
+from tests.engine.checkpoints import differing, is_of_the_machine, read
 from tests.tiny import tiny_words, write_pictures
 
 ITERATIONS, PERIOD = 16, 3
@@ -41,6 +42,12 @@ class Command:
             self.process.send_signal(sent)
         status = self.process.wait(PATIENCE_S)
         return self.said_in.read_text(), status
+
+
+def last_line(metrics):
+    """The last figures of a run that are not of time or memory."""
+    figures = json.loads(metrics.read_text().splitlines()[-1])
+    return {name: value for name, value in figures.items() if not is_of_the_machine(name)}
 
 
 @pytest.mark.slow
@@ -88,6 +95,9 @@ def test_a_run_that_was_killed_ended_and_interrupted_equals_one_that_was_not(rep
     said, status = Command(repository, tmp_path, "--resume", *words, "DATALOADER.NUM_WORKERS", 2).end()
     assert status == 0, said[-3000:]
     assert differing(read(alone / "model_final.pth"), read(output / "model_final.pth")) == [], shown
+    lines = [last_line(folder / "metrics.json") for folder in (alone, output)]
+    assert lines[0] == lines[1], shown
+    assert {"total_loss", "loss_mask_ins", "lr", "teacher_momentum"} <= lines[0].keys()
     assert all(damage_of(path) is None for path in output.glob("*.pth"))
     assert len(numbered_checkpoints(output)) == 2
     assert (output / "model_initial.pth").is_file()

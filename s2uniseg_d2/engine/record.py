@@ -1,0 +1,164 @@
+"""The record of a run: metrics.json, TensorBoard and the lines of the log, gone on with where a run was stopped."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine.hooks import PeriodicWriter
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+
+from .checkpoint_files import write_whole
+
+logger = logging.getLogger(__name__)
+
+PERIOD = 20  # iterations between two lines of the record, and of what a line's medians are over
+GROUPS = ("query_sd", "mask", "dice", "objectness")  # the parts of the loss that a line of the log sums up
+
+
+class RecordHook(PeriodicWriter):
+    """Writes a run's scalars every 20 iterations; belongs last.
+
+    What a killed run wrote after the checkpoint that is gone on from is taken back, so that every step stands in the
+    record once. The last values before the checkpoint come back with it, so that medians over them go on too.
+
+    Args:
+        folder: of the run.
+        max_iter: last iteration, for the time that is left.
+        is_writing: whether this process keeps the record; the others only take the values along.
+    """
+
+    def __init__(self, folder: Path, max_iter: int, *, is_writing: bool = True) -> None:
+        super().__init__([], PERIOD)
+        self.folder = folder
+        self.max_iter = max_iter
+        self.is_writing = is_writing
+        self._kept: Mapping[str, list[tuple[float, int]]] = {}
+
+    def before_train(self) -> None:
+        """Go on with the record."""
+        start = self.trainer.start_iter
+        restore_histories(self.trainer.storage, self._kept)
+        if self.is_writing:
+            metrics = self.folder / "metrics.json"
+            if start:
+                take_back(metrics, start)
+            self._writers = [
+                ProgressPrinter(self.max_iter),
+                JSONWriter(str(metrics)),
+                # a final evaluation of a run that is prolonged stands at the first new step, and stays
+                TensorboardXWriter(str(self.folder), purge_step=start + 1 if start else None),
+            ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last values of every scalar that is recorded at each step."""
+        return {"histories": last_values(self.trainer.storage)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Keep them until training starts."""
+        self._kept = state_dict["histories"]
+
+
+def last_values(storage: EventStorage) -> dict[str, list[tuple[float, int]]]:
+    """The values, each with its iteration, that medians of the next iterations will need, by name.
+
+    Those are of the scalars that every step puts: smoothed ones that the newest iteration has.
+    """
+    hints, latest, oldest = storage.smoothing_hints(), storage.latest(), storage.iter - PERIOD
+    return {
+        name: [(value, iteration) for value, iteration in history.values()[-PERIOD:] if iteration > oldest]
+        for name, history in storage.histories().items()
+        if hints[name] and latest[name][1] == storage.iter
+    }
+
+
+def restore_histories(storage: EventStorage, kept: Mapping[str, list[tuple[float, int]]]) -> None:
+    """Put values back that :func:`last_values` gave."""
+    for name, values in kept.items():
+        for value, iteration in values:
+            storage.put_scalar(name, value, cur_iter=iteration)
+
+
+def take_back(metrics: Path, start: int) -> None:
+    """Remove the lines of steps from ``start`` on, and what is no line, from a run's metrics.json.
+
+    An evaluation that stands at ``start`` stays: a run that ended there left it.
+    """
+    if not metrics.is_file():
+        return
+    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = [line for line in lines if _is_before(line, start)]
+    if len(kept) < len(lines):
+        logger.info("%s: %d lines after iteration %d are taken back", metrics, len(lines) - len(kept), start - 1)
+        write_whole(metrics, lambda file: file.write("".join(kept).encode()))
+
+
+def _is_before(line: str, start: int) -> bool:
+    try:
+        scalars = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    iteration = scalars.get("iteration", start) if isinstance(scalars, dict) else start + 1
+    return bool(iteration < start or (iteration == start and "total_loss" not in scalars))
+
+
+class ProgressPrinter(EventWriter):
+    """One line of the log: how far, how fast, how long still, and the losses, each summed over layers and groups.
+
+    Differs from Detectron2's, whose line names every one of sixty losses and gives no iterations per second. Also
+    puts ``iterations_per_second`` and ``eta_seconds``, so it belongs before other writers.
+
+    Args:
+        max_iter: iterations of the whole run.
+    """
+
+    def __init__(self, max_iter: int) -> None:
+        self.max_iter = max_iter
+        self._last: tuple[int, float] | None = None
+
+    def write(self) -> None:
+        """Log the line; nothing after the last iteration, when results alone are new."""
+        storage = get_event_storage()
+        if storage.iter >= self.max_iter:
+            return
+        medians = {name: value for name, (value, _) in storage.latest_with_smoothing_hint(PERIOD).items()}
+        parts = [f"iter {storage.iter + 1:,} of {self.max_iter:,}", *self._pace(storage)]
+        parts += [f"{name} {value:.4g}" for name, value in self._losses(medians).items()]
+        parts += [f"{name} {medians[name]:.4g}" for name in ("grad_norm", "lr") if name in medians]
+        if medians.get("time"):
+            parts.append(f"data {medians.get('data_time', 0.0) / medians['time']:.0%}")
+        if torch.cuda.is_available():
+            parts.append(f"memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        logger.info("  ".join(parts))
+
+    def _pace(self, storage: EventStorage) -> list[str]:
+        """Iterations per second since the last line, all that happens between steps included, and the time left."""
+        now, steps = time.perf_counter(), storage.histories().get("time")
+        last, self._last = self._last, (storage.iter, now)
+        seconds = steps.median(1000) if steps else 0.0
+        if last is not None and storage.iter > last[0]:
+            rate = (storage.iter - last[0]) / (now - last[1])
+        elif seconds:
+            rate = 1.0 / seconds
+        else:
+            return []
+        # by the steps alone: a line with an evaluation before it says nothing of those to come
+        left = datetime.timedelta(seconds=int((self.max_iter - storage.iter - 1) * (seconds or 1.0 / rate)))
+        storage.put_scalar("iterations_per_second", rate, smoothing_hint=False)
+        storage.put_scalar("eta_seconds", left.total_seconds(), smoothing_hint=False)
+        return [f"{rate:.3g} it/s", f"eta {left}"]
+
+    @staticmethod
+    def _losses(medians: Mapping[str, float]) -> dict[str, float]:
+        found = {"total_loss": medians["total_loss"]} if "total_loss" in medians else {}
+        for group in GROUPS:
+            of_group = [value for name, value in medians.items() if name.startswith(f"loss_{group}")]
+            if of_group:
+                found[group] = sum(of_group)
+        return found

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+from detectron2.utils.events import EventStorage
+
+from s2uniseg_d2.engine.record import ProgressPrinter, RecordHook, last_values, restore_histories, take_back
+
+
+def step(storage, iteration):
+    storage.iter = iteration
+    storage.put_scalars(total_loss=float(iteration**2 % 7), time=0.5)
+    storage.put_scalar("lr", 1.0 / (iteration + 1), smoothing_hint=False)
+
+
+def record(folder, start, stop, max_iter, kept=None):
+    """Run the hook over steps as the trainer does, and return its state after the last one."""
+    hook = RecordHook(folder, max_iter)
+    if kept:
+        hook.load_state_dict(kept)
+    with EventStorage(start) as storage:
+        hook.trainer = SimpleNamespace(storage=storage, start_iter=start, max_iter=max_iter)
+        hook.before_train()
+        for iteration in range(start, stop):
+            step(storage, iteration)
+            hook.trainer.iter = iteration
+            state = hook.state_dict()
+            hook.after_step()
+        hook.after_train()
+    return state
+
+
+def lines(folder):
+    timed = ("iterations_per_second", "eta_seconds")
+    found = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in timed} for line in found]
+
+
+def test_a_stopped_record_goes_on_as_if_it_had_not_been(tmp_path):
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    for folder in (alone, stopped):
+        folder.mkdir()
+    record(alone, 0, 60, 60)
+    kept = record(stopped, 0, 33, 60)
+    record(stopped, 33, 47, 60)  # a try that was killed: its checkpoint is the one at 32
+    # a file of the killed try that ends in the middle of a line
+    with (stopped / "metrics.json").open("a") as file:
+        file.write('{"iteration": 4')
+    record(stopped, 33, 60, 60, kept)
+    # the end of the first part has a line of its own; all others agree, medians over the seam included
+    assert [line for line in lines(stopped) if line["iteration"] != 32] == lines(alone)
+    assert [line["iteration"] for line in lines(stopped)] == [19, 32, 39, 59]
+
+
+def test_an_evaluation_at_the_seam_stays(tmp_path):
+    metrics = tmp_path / "metrics.json"
+    kept = ['{"iteration": 8, "total_loss": 1}', '{"iteration": 9, "segm/AP": 2}', '{"notes": "of an evaluation"}']
+    gone = ['{"iteration": 9, "total_loss": 1}', '{"iteration": 12, "segm/AP": 2}', "[1]", "{"]
+    metrics.write_text("\n".join([kept[0], *gone, *kept[1:]]) + "\n")
+    take_back(metrics, 9)
+    assert metrics.read_text().splitlines() == kept
+    before = metrics.stat().st_mtime_ns
+    take_back(metrics, 9)
+    assert metrics.stat().st_mtime_ns == before
+    take_back(tmp_path / "none.json", 9)
+
+
+def test_values_come_back_where_they_stood():
+    with EventStorage(0) as first:
+        for iteration in range(30):
+            step(first, iteration)
+            if iteration == 25:
+                first.put_scalar("segm/AP", 3.0)
+    kept = last_values(first)
+    assert set(kept) == {"total_loss", "time"}
+    with EventStorage(30) as second:
+        restore_histories(second, kept)
+    for name in kept:
+        assert second.history(name).values() == first.history(name).values()[-20:]
+        assert second.latest()[name] == first.latest()[name]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_line_of_the_log_says_how_far_how_fast_and_how_long(caplog):
+    printer = ProgressPrinter(1000)
+    with EventStorage(0) as storage, caplog.at_level(logging.INFO, logger="s2uniseg_d2"):
+        printer.write()  # nothing is known yet
+        for iteration in range(40):
+            step(storage, iteration)
+            losses = {"loss_mask_ins": 2.0, "loss_mask_ins_0": 1.0, "loss_mask_sem": 0.5, "loss_query_sd": 4.0}
+            storage.put_scalars(data_time=0.1, grad_norm=0.25, **losses)
+            if iteration % 20 == 19:
+                printer.write()
+        assert storage.latest()["eta_seconds"][0] == 480
+        assert storage.latest()["iterations_per_second"][0] > 0
+        storage.iter = 1000
+        printer.write()
+    first, _, last = (record.getMessage() for record in caplog.records)
+    assert first == "iter 1 of 1,000"
+    assert last.startswith("iter 40 of 1,000  ")
+    for part in (" it/s  eta 0:08:00  ", "  query_sd 4  mask 3.5  ", "  grad_norm 0.25  lr 0.025  data 20%"):
+        assert part in last
