@@ -31,6 +31,9 @@ def _add_trunk(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "S2UniSeg"
     cfg.MODEL.BACKBONE.NAME = "ViTAdapterBackbone"
     cfg.MODEL.WEIGHTS = ""
+    # activation checkpointing: the layers of ViT, adapter and decoders keep their inputs alone and run again in the
+    # backward pass; same losses and gradients
+    cfg.MODEL.RECOMPUTE = False
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB, 0 to 255
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
 

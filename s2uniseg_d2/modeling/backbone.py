@@ -40,7 +40,7 @@ class ViTAdapterBackbone(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
-        """Read ``MODEL.VIT`` and ``MODEL.VIT_ADAPTER``, and load the ViT's weights if they are named."""
+        """Read ``MODEL.VIT``, ``MODEL.VIT_ADAPTER`` and ``MODEL.RECOMPUTE``, and load the weights if they are named."""
         vit_cfg, adapter_cfg = cfg.MODEL.VIT, cfg.MODEL.VIT_ADAPTER
         vit = TimmViT(
             vit_cfg.NAME,
@@ -50,6 +50,7 @@ class ViTAdapterBackbone(Backbone):
             num_heads=vit_cfg.NUM_HEADS or None,
             drop_path_rate=vit_cfg.DROP_PATH,
             pretrained=vit_cfg.WEIGHTS == "timm",
+            recomputes=cfg.MODEL.RECOMPUTE,
         )
         if vit_cfg.WEIGHTS not in ("", "timm"):
             report = load_trunk_weights(vit, vit_cfg.WEIGHTS, branch=vit_cfg.WEIGHTS_BRANCH)
@@ -71,6 +72,7 @@ class ViTAdapterBackbone(Backbone):
             zero_init=adapter_cfg.ZERO_INIT,
             drop_path_rate=vit_cfg.DROP_PATH,
             norm_layer=partial(_build_norm, norm),
+            recomputes=cfg.MODEL.RECOMPUTE,
         )
         return {"trunk": trunk}
 

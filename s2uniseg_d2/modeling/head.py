@@ -29,7 +29,7 @@ class QueryGroupHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Read ``MODEL.QUERY_HEAD``; query order is instance queries first, then semantic ones."""
+        """Read ``MODEL.QUERY_HEAD`` and ``MODEL.RECOMPUTE``; instance queries come first, then semantic ones."""
         query = cfg.MODEL.QUERY_HEAD
         channels = [input_shape[name].channels for name in cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES]
         return {
@@ -40,6 +40,7 @@ class QueryGroupHead(nn.Module):
                 num_layers=query.ENCODER_LAYERS,
                 num_heads=query.NUM_HEADS,
                 ffn_dim=query.ENCODER_FFN_DIM,
+                recomputes=cfg.MODEL.RECOMPUTE,
             ),
             "predictor": QueryDecoder(
                 (QueryGroup("ins", query.INS_QUERIES), QueryGroup("sem", query.SEM_QUERIES)),
@@ -48,6 +49,7 @@ class QueryGroupHead(nn.Module):
                 num_layers=query.DECODER_LAYERS,
                 num_heads=query.NUM_HEADS,
                 ffn_dim=query.DECODER_FFN_DIM,
+                recomputes=cfg.MODEL.RECOMPUTE,
             ),
         }
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from s2uniseg_d2.core.decoder.position import sine_position
 from s2uniseg_d2.core.ops.deformable import MSDeformAttn, pixel_centres
+from s2uniseg_d2.core.recompute import call
 from s2uniseg_d2.core.structures import FeaturePyramid
 
 NUM_LEVELS = 3
@@ -44,6 +45,7 @@ class PixelDecoder(nn.Module):
         num_heads: attention heads.
         ffn_dim: hidden width of each layer's perceptron.
         num_points: samples per head and level.
+        recomputes: whether the encoder layers are computed again in the backward pass, which saves their activations.
 
     Raises:
         ValueError: if there are not four channel counts, a number is below 1, ``hidden_dim`` is not a multiple of 4
@@ -60,6 +62,7 @@ class PixelDecoder(nn.Module):
         num_heads: int = 8,
         ffn_dim: int = 1024,
         num_points: int = 4,
+        recomputes: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels = tuple(in_channels)
@@ -76,7 +79,12 @@ class PixelDecoder(nn.Module):
             for channels in reversed(self.in_channels[1:])
         )
         self.transformer = _DeformableEncoder(
-            hidden_dim, num_layers=num_layers, num_heads=num_heads, ffn_dim=ffn_dim, num_points=num_points
+            hidden_dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            ffn_dim=ffn_dim,
+            num_points=num_points,
+            recomputes=recomputes,
         )
         self.adapter_1 = _NormedConv(self.in_channels[0], hidden_dim, kernel_size=1)
         self.layer_1 = _NormedConv(hidden_dim, hidden_dim, kernel_size=3)
@@ -122,8 +130,11 @@ class PixelDecoder(nn.Module):
 class _DeformableEncoder(nn.Module):
     """Three maps after deformable self-attention over all of them."""
 
-    def __init__(self, dim: int, *, num_layers: int, num_heads: int, ffn_dim: int, num_points: int) -> None:
+    def __init__(
+        self, dim: int, *, num_layers: int, num_heads: int, ffn_dim: int, num_points: int, recomputes: bool
+    ) -> None:
         super().__init__()
+        self.recomputes = recomputes
         self.level_embed = nn.Parameter(torch.randn(NUM_LEVELS, dim))
         self.encoder = nn.Module()
         self.encoder.layers = nn.ModuleList(
@@ -139,7 +150,7 @@ class _DeformableEncoder(nn.Module):
         position = torch.cat(places)[None]
         reference = pixel_centres(shapes, tokens)
         for layer in self.encoder.layers:  # type: ignore[union-attr]
-            tokens = layer(tokens, position, reference, shapes)
+            tokens = call(layer, tokens, position, reference, shapes, recomputes=self.recomputes)
         parts = tokens.split_with_sizes([h * w for h, w in shapes], dim=1)
         return tuple(part.transpose(1, 2).reshape(b, dim, *shape) for part, shape in zip(parts, shapes, strict=True))
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from s2uniseg_d2.core.decoder.pixel_decoder import NUM_LEVELS, PixelFeatures, check_decoder_sizes
 from s2uniseg_d2.core.decoder.position import sine_position
 from s2uniseg_d2.core.decoder.query_layers import CrossAttentionLayer, FeedForwardLayer, SelfAttentionLayer
+from s2uniseg_d2.core.recompute import call
 from s2uniseg_d2.core.structures import QueryPrediction
 
 
@@ -46,6 +47,7 @@ class QueryDecoder(nn.Module):
         num_layers: decoder layers; each is followed by a prediction.
         num_heads: attention heads.
         ffn_dim: hidden width of each layer's perceptron.
+        recomputes: whether the layers are computed again in the backward pass, which saves their activations.
 
     Raises:
         ValueError: if there is no group, names repeat, a number is below 1, ``hidden_dim`` is not a multiple of 4
@@ -64,8 +66,10 @@ class QueryDecoder(nn.Module):
         num_layers: int = 9,
         num_heads: int = 8,
         ffn_dim: int = 2048,
+        recomputes: bool = False,
     ) -> None:
         super().__init__()
+        self.recomputes = recomputes
         self.groups = _checked_groups(groups)
         check_decoder_sizes(hidden_dim, num_heads, {"mask_dim": mask_dim, "num_layers": num_layers, "ffn_dim": ffn_dim})
         self.hidden_dim, self.mask_dim, self.num_layers = hidden_dim, mask_dim, num_layers
@@ -122,8 +126,10 @@ class QueryDecoder(nn.Module):
         for index, (cross_attend, self_attend, feed_forward) in enumerate(layers):
             level = index % NUM_LEVELS
             allowed = visible_pixels(predictions[-1].masks, shapes[level])
-            queries = cross_attend(queries, position, keys[level], values[level], allowed)
-            queries = feed_forward(self_attend(queries, position))
+            read = (queries, position, keys[level], values[level], allowed)
+            queries = call(cross_attend, *read, recomputes=self.recomputes)
+            queries = call(self_attend, queries, position, recomputes=self.recomputes)
+            queries = call(feed_forward, queries, recomputes=self.recomputes)
             predictions.append(self._predict(queries, mask_features))
         return tuple(predictions)
 

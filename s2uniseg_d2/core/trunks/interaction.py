@@ -14,6 +14,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from s2uniseg_d2.core.ops.deformable import MSDeformAttn, pixel_centres
+from s2uniseg_d2.core.recompute import call
 
 LAYER_NORM_EPS = 1e-6
 PYRAMID_LEVELS = 3
@@ -142,6 +143,7 @@ class Interaction(nn.Module):
         ffn_ratio: hidden width of the extractor's feed-forward relative to ``dim``.
         drop_path_rate: stochastic depth of the extractor's feed-forward.
         extra_extractors: extractors that follow the first one on the same patch tokens.
+        recomputes: whether injector and extractors are computed again in the backward pass.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class Interaction(nn.Module):
         ffn_ratio: float,
         drop_path_rate: float,
         extra_extractors: int,
+        recomputes: bool = False,
     ) -> None:
         super().__init__()
 
@@ -167,6 +170,7 @@ class Interaction(nn.Module):
                 drop_path_rate=drop_path_rate,
             )
 
+        self.recomputes = recomputes
         self.injector = Injector(dim, num_heads=num_heads, num_points=num_points, value_ratio=value_ratio)
         self.extractor = make_extractor()
         self.extra_extractors = nn.ModuleList(make_extractor() for _ in range(extra_extractors))
@@ -183,8 +187,9 @@ class Interaction(nn.Module):
 
         ``run_blocks`` is the ViT's group of blocks, ``(b, p + n, c)`` to the same shape.
         """
-        tokens = run_blocks(torch.cat([prefix, self.injector(patches, pyramid, grids)], dim=1))
+        injected = call(self.injector, patches, pyramid, grids, recomputes=self.recomputes)
+        tokens = run_blocks(torch.cat([prefix, injected], dim=1))
         prefix, patches = tokens[:, : prefix.shape[1]], tokens[:, prefix.shape[1] :]
         for extractor in (self.extractor, *self.extra_extractors):
-            pyramid = extractor(pyramid, patches, grids)
+            pyramid = call(extractor, pyramid, patches, grids, recomputes=self.recomputes)
         return prefix, patches, pyramid

@@ -11,6 +11,8 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from s2uniseg_d2.core.recompute import call
+
 CLOSE_NAMES = 5
 
 
@@ -33,6 +35,7 @@ class TimmViT(nn.Module):
         drop_path_rate: stochastic depth of the last block, in [0, 1); it rises linearly from 0 at the first.
         pretrained: fetch timm's weights of that name (network or timm's cache).
         img_size: side of the square picture whose grid the position embeddings have.
+        recomputes: whether blocks are computed again in the backward pass, which saves their activations.
 
     Raises:
         ValueError: if timm does not know the name, if the model is not a plain ViT with position embeddings and square
@@ -50,6 +53,7 @@ class TimmViT(nn.Module):
         drop_path_rate: float = 0.0,
         pretrained: bool = False,
         img_size: int | None = None,
+        recomputes: bool = False,
     ) -> None:
         super().__init__()
         sizes = {
@@ -77,6 +81,7 @@ class TimmViT(nn.Module):
         self.blocks = model.blocks
         self.norm = model.norm
         self.name = name
+        self.recomputes = recomputes
         self.embed_dim: int = model.embed_dim
         self.depth: int = len(model.blocks)
         self.patch_size: int = model.patch_embed.patch_size[0]
@@ -128,7 +133,7 @@ class TimmViT(nn.Module):
         if not 0 <= start <= stop <= self.depth:
             raise ValueError(f"start and stop must satisfy 0 <= start <= stop <= {self.depth}, got {start} and {stop}")
         for index in range(start, stop):
-            tokens = self.blocks[index](tokens)
+            tokens = call(self.blocks[index], tokens, recomputes=self.recomputes)
         return tokens
 
     def forward(self, images: Tensor) -> Tensor:

@@ -68,6 +68,8 @@ class ViTAdapter(nn.Module):
         zero_init: see above.
         drop_path_rate: stochastic depth of every extractor's feed-forward.
         norm_layer: makes the normalisation of the given number of channels, for the side branch and the four outputs.
+        recomputes: whether injectors and extractors are computed again in the backward pass, which saves their
+            activations; the ViT has its own.
 
     Raises:
         ValueError: if the groups do not cover the ViT's blocks in order, or a size or name is not allowed.
@@ -89,6 +91,7 @@ class ViTAdapter(nn.Module):
         zero_init: str = "stride4",
         drop_path_rate: float = 0.0,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        recomputes: bool = False,
     ) -> None:
         super().__init__()
         if zero_init not in ZERO_INITS:
@@ -110,6 +113,7 @@ class ViTAdapter(nn.Module):
                 ffn_ratio=ffn_ratio,
                 drop_path_rate=drop_path_rate,
                 extra_extractors=extra_extractors if index == last else 0,
+                recomputes=recomputes,
             )
             for index in range(len(self.groups))
         )
