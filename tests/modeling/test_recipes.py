@@ -49,7 +49,7 @@ def test_each_row_of_table_3_has_a_recipe_that_changes_nothing_else():
     seen = {key: set() for key in TABLE_3}
     for path in ABLATIONS:
         cfg = load_config(path)
-        assert cfg.OUTPUT_DIR == f"output/ablations/{path.stem}"
+        assert f"output/ablations/{path.stem}" == cfg.OUTPUT_DIR
         cfg.OUTPUT_DIR = base.OUTPUT_DIR
         own = set(known_keys(CfgNode(read_yaml(path)))) - inherited
         assert own in ({"MODEL.UNIAP.OMEGA_S", "MODEL.UNIAP.OMEGA_F"}, *({key} for key in list(TABLE_3)[2:]))
