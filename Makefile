@@ -1,12 +1,14 @@
 # Two commands from a bare machine: `make demo` and `make test`. Each sets `.venv` up on its first run.
 # make PYTHON=python3.12 test   sets up with another Python (3.10 to 3.13)
-# make test ARGS="-k matching"  hands ARGS to the command behind demo, test, test-fast or bench
+# make test ARGS="-k matching"  hands ARGS to the command behind demo, evidence, test, test-fast or bench
+# make DEVICE=cuda evidence     trains on a GPU
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-done
 JOBS ?= 2
+DEVICE ?= cpu
 ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -15,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --timeout 900
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-fast lint format types check bench clean clean-all same-python
+.PHONY: help setup demo evidence test test-fast lint format types check bench clean clean-all same-python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +26,9 @@ setup: $(STAMP) ## build .venv with pinned requirements, Detectron2 and this pac
 
 demo: $(STAMP) ## train and evaluate on generated scenes without labels, then draw pictures
 	@$(PY) tools/run_demo.py $(ARGS)
+
+evidence: $(STAMP) ## train the evidence recipe and its variants, write docs/evidence.md (under an hour on two cores)
+	@$(PY) tools/run_evidence.py --device $(DEVICE) $(ARGS)
 
 test: $(STAMP) ## run all tests
 	@$(PYTEST) $(ARGS)

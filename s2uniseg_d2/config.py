@@ -115,6 +115,8 @@ def _add_head_and_losses(cfg: CfgNode) -> None:
     loss.OBJECTNESS_WEIGHT = 2.0  # 0 switches objectness off (literal paper); scores are then mask quality alone
     loss.NO_OBJECT_WEIGHT = 0.1
     loss.DEEP_SUPERVISION = True
+    loss.KINDS = ("instance", "semantic")  # of masks that the student learns; the queries of another learn "no object"
+    loss.MIN_CELLS = 1  # smallest mask in a view, in cells of 4 x 4 pixels; the paper drops what leaves nothing
     loss.NUM_POINTS = 12544  # per matched mask; 0 takes every pixel
     loss.OVERSAMPLE_RATIO = 3.0
     loss.IMPORTANCE_RATIO = 0.75
@@ -123,6 +125,8 @@ def _add_head_and_losses(cfg: CfgNode) -> None:
     inference.PREDICTOR = "decoder"  # decoder: teacher encoder and student decoder; uniap: the labels themselves
     inference.OBJECT_THRESHOLD = 0.8  # panoptic: smallest objectness of a query
     inference.OVERLAP_THRESHOLD = 0.8  # panoptic: smallest visible share of a mask
+    inference.SPLIT_INSTANCES = False  # each connected part of an instance query's mask by itself; not in the paper
+    inference.DUPLICATE_IOU = 1.0  # instances that overlap a better one by more are left out; 1, the paper, keeps all
 
 
 def _add_input(cfg: CfgNode) -> None:
@@ -319,6 +323,7 @@ def _one_of(*names: Any) -> Callable[[Any], bool]:
 
 
 _MAPS = ["res2", "res3", "res4", "res5"]
+_KINDS = [{"instance"}, {"semantic"}, {"instance", "semantic"}]
 
 # (keys, rule in words, test). What a class of the core checks itself (UniAP's thresholds, say) is not repeated here.
 _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
@@ -342,6 +347,7 @@ _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
     (("TEST.PRECISE_BN.ENABLED",), "is not supported", _one_of(False)),
     (("SOLVER.CLIP_GRADIENTS.ENABLED",), "is not supported; SOLVER.FULL_MODEL_CLIP_NORM is", _one_of(False)),
     (("MODEL.INFERENCE.OBJECT_THRESHOLD", "MODEL.INFERENCE.OVERLAP_THRESHOLD"), "must lie in [0, 1]", _fraction),
+    (("MODEL.INFERENCE.DUPLICATE_IOU",), "must lie in [0, 1]", _fraction),
     (("INPUT.VIEWS.FLIP_PROB", "MODEL.VIT.DROP_PATH", "TEST.MATCH_SCORE"), "must lie in [0, 1]", _fraction),
     (("TEST.MATCH_IOU", "TEST.THING_IOU", "TEST.STUFF_IOU"), "must lie in [0, 1)", lambda value: 0 <= value < 1),
     (("TEST.CASES", "TEST.SHORT_SIDE_PX", "EVALUATION.PART_PICTURES"), "must not be negative", _not_negative),
@@ -357,6 +363,8 @@ _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
     (("MODEL.QUERY_SD.NUM_PROTOTYPES", "INPUT.VIEWS.NUM"), "must be at least 1", _positive),
     (("INPUT.GLOBAL_LONGEST_PX", "INPUT.TEST_LONGEST_PX"), "must be a positive multiple of 32", _multiple_of_32),
     (("INPUT.VIEWS.SIZE_PX",), "must be a positive multiple of 32", _multiple_of_32),
+    (("MODEL.LOSS.MIN_CELLS",), "must be at least 1", _positive),
+    (("MODEL.LOSS.KINDS",), "must be instance, semantic or both", lambda value: {*value} in _KINDS),
     (("SOLVER.AMP.DTYPE",), "must be float16 or bfloat16", _one_of("float16", "bfloat16")),
     (("INPUT.FORMAT",), "must be RGB", _one_of("RGB")),
     (("MODEL.UNIAP.FEATURE_STRIDE",), "must be 4 or 16", _one_of(4, 16)),

@@ -55,6 +55,12 @@ def test_the_defaults_are_the_papers():
         (["INPUT.VIEWS.SIZE_PX", "100"], "INPUT.VIEWS.SIZE_PX must be a positive multiple of 32, got 100"),
         (["INPUT.VIEWS.SCALE", "(0.5, 0.4)"], "INPUT.VIEWS.SCALE must be"),
         (["MODEL.UNIAP.FEATURE_STRIDE", "8"], "must be 4 or 16, got 8"),
+        (["MODEL.LOSS.KINDS", "()"], r"MODEL\.LOSS\.KINDS must be instance, semantic or both, got \(\)"),
+        (
+            ["MODEL.LOSS.KINDS", "('stuff',)"],
+            r"MODEL\.LOSS\.KINDS must be instance, semantic or both, got \('stuff',\)",
+        ),
+        (["MODEL.LOSS.MIN_CELLS", "0"], r"MODEL\.LOSS\.MIN_CELLS must be at least 1, got 0"),
         (["MODEL.LOSS.NO_OBJECT_WEIGHT", "0.0"], r"MODEL\.LOSS\.NO_OBJECT_WEIGHT must lie in \(0, 1\], got 0\.0"),
         (["MODEL.VIT_ADAPTER.NORM", "foo"], "must be BN, SyncBN or GN, got 'foo'"),
         (["MODEL.BACKBONE.NAME", "ResNet"], "must be ViTAdapterBackbone, got 'ResNet'"),

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     scenes = output / "scenes"
     _say(f"1/4  scenes: {args.train} to learn from, {args.val} held out")
     sizes = ["--train", str(args.train), "--val", str(args.val), "--size", str(args.size)]
-    _run([sys.executable, "datasets/make_scenes.py", "--output", str(scenes), *sizes], output / "scenes.log")
+    run_command([sys.executable, "datasets/make_scenes.py", "--output", str(scenes), *sizes], output / "scenes.log")
     data = [
         "DATASETS.TRAIN", f"('scenes:{scenes / 'train'}',)",
         "DATASETS.TEST", f"('scenes:{scenes / 'val'}',)",
@@ -74,14 +75,22 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _run(command: list[str], log: Path, show: str | None = None) -> None:
+def run_command(
+    command: list[str], log: Path, show: str | None = None, environment: Mapping[str, str] | None = None
+) -> None:
     """Run one of the project's commands; its output goes to a log, the lines that match ``show`` to the screen too."""
     log.parent.mkdir(parents=True, exist_ok=True)
     last: list[str] = []
     with (
         log.open("w") as file,
         subprocess.Popen(
-            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         ) as process,
     ):
         assert process.stdout is not None
@@ -105,7 +114,9 @@ def _train(folder: Path, overrides: list[str]) -> None:
         _say(f"     already trained: {folder}")
         return
     command = [sys.executable, "train_net.py", "--config-file", CONFIG, "--resume", *overrides]
-    _run([*command, "TEST.TASKS", "()", "OUTPUT_DIR", str(folder)], folder / "stdout.log", r"eta: .*total_loss: \S+")
+    run_command(
+        [*command, "TEST.TASKS", "()", "OUTPUT_DIR", str(folder)], folder / "stdout.log", r"eta: .*total_loss: \S+"
+    )
 
 
 def _evaluate(folder: Path, weights: str, predictor: str, overrides: list[str]) -> dict[str, Any]:
@@ -116,7 +127,7 @@ def _evaluate(folder: Path, weights: str, predictor: str, overrides: list[str]) 
         # labels are judged at the size that they are made at in training
         size = load_config(REPOSITORY / CONFIG, overrides).INPUT.GLOBAL_LONGEST_PX
         settings += ["INPUT.TEST_LONGEST_PX", str(size)]
-    _run([*command, *settings, "OUTPUT_DIR", str(output)], output / "stdout.log")
+    run_command([*command, *settings, "OUTPUT_DIR", str(output)], output / "stdout.log")
     figures: dict[str, Any] = json.loads((output / "metrics.json").read_text().splitlines()[-1])
     return figures
 

@@ -54,17 +54,28 @@ def instance_inference(
     _check_queries("masks", masks, objectness, pseudo_class)
     if top_k < 0:
         raise ValueError(f"top_k must be at least 0, got {top_k}")
+    scores, areas = score_instances(masks, objectness)
+    kept = (areas > 0).nonzero()[:, 0]
+    order = kept[scores[kept].sort(descending=True, stable=True).indices[:top_k]]
+    chosen = masks[order] > 0
+    return InstancePrediction(chosen, scores[order], pseudo_class[order], mask_boxes(chosen))
+
+
+@torch.no_grad()
+def score_instances(masks: Tensor, objectness: Tensor) -> tuple[Tensor, Tensor]:
+    """Objectness times the mean probability inside the mask, ``(q,)`` in [0, 1], and the masks' areas in pixels.
+
+    Args:
+        masks: ``(q, H, W)`` logits; an empty mask scores 0.
+        objectness: ``(q, 2)`` logits of (object, no object).
+    """
     # query by query: at full resolution the probabilities of all queries together would take gigabytes
     areas, inside = masks.new_zeros((2, len(masks)), dtype=torch.float32)
     for i, mask in enumerate(masks):
         present = mask > 0
         areas[i] = present.sum()
         inside[i] = mask.float().sigmoid().mul_(present).sum()
-    scores = _object_probability(objectness) * inside / (areas + 1e-6)
-    kept = (areas > 0).nonzero()[:, 0]
-    order = kept[scores[kept].sort(descending=True, stable=True).indices[:top_k]]
-    chosen = masks[order] > 0
-    return InstancePrediction(chosen, scores[order], pseudo_class[order], mask_boxes(chosen))
+    return _object_probability(objectness) * inside / (areas + 1e-6), areas
 
 
 @torch.no_grad()

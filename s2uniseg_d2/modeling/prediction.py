@@ -11,7 +11,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional
 
-from s2uniseg_d2.core.inference import instance_inference, panoptic_inference, semantic_inference
+from s2uniseg_d2.core.inference import instance_inference, panoptic_inference, score_instances, semantic_inference
+from s2uniseg_d2.core.instance_parts import drop_duplicates, split_connected
 from s2uniseg_d2.core.ops.masks import mask_boxes
 from s2uniseg_d2.core.ops.upscale import maps_to_pixels
 from s2uniseg_d2.core.semantic_scores import semantic_scores
@@ -30,6 +31,8 @@ class PredictionSettings:
     object_threshold: float = 0.8
     overlap_threshold: float = 0.8
     uses_objectness: bool = True
+    splits_instances: bool = False
+    duplicate_iou: float = 1.0
     gives_semantic_scores: bool = False  # adds sem_seg_scores, which the mean with a mirror image needs
 
 
@@ -63,11 +66,10 @@ def predict_from_queries(
         # an untrained objectness must not rank anything: every query counts as an object
         objectness = torch.tensor([20.0, -20.0], device=masks.device).expand(len(objectness), 2)
     ins, sem = slices["ins"], slices["sem"]
-    instances = instance_inference(masks[ins], objectness[ins], classes[ins], top_k=settings.top_k)
+    things = _find_things(masks[ins], objectness[ins], classes[ins], settings)
+    instances = instance_inference(*things, top_k=settings.top_k)
     panoptic_map, segments = panoptic_inference(
-        masks[ins],
-        objectness[ins],
-        classes[ins],
+        *things,
         masks[sem],
         objectness[sem],
         classes[sem],
@@ -82,6 +84,19 @@ def predict_from_queries(
     if settings.gives_semantic_scores:
         results["sem_seg_scores"] = semantic_scores(masks[sem], objectness[sem], classes[sem])
     return results
+
+
+def _find_things(
+    masks: Tensor, objectness: Tensor, classes: Tensor, settings: PredictionSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The instance queries' masks, objectness and classes; split and without duplicates where that is asked for."""
+    if settings.splits_instances:
+        masks, queries = split_connected(masks)
+        objectness, classes = objectness[queries], classes[queries]
+    if settings.duplicate_iou < 1:
+        kept = drop_duplicates(masks > 0, score_instances(masks, objectness)[0], settings.duplicate_iou)
+        masks, objectness, classes = masks[kept], objectness[kept], classes[kept]
+    return masks, objectness, classes
 
 
 def score_masks(labels: PseudoMasks, features: Tensor) -> Tensor:
@@ -112,6 +127,7 @@ def predict_from_labels(
     top_k: int,
     image_size: tuple[int, int],
     output_size: tuple[int, int],
+    duplicate_iou: float = 1.0,
 ) -> dict[str, Any]:
     """UniAP's masks of one picture as predictions, so that one evaluation serves teacher and student.
 
@@ -126,6 +142,7 @@ def predict_from_labels(
         top_k: at most this many instances.
         image_size: rows and columns of the network's input that hold the picture.
         output_size: the original picture's size.
+        duplicate_iou: instances that overlap a better one by more are left out.
     """
     instance, semantic = labels
     scores = score_masks(instance, features)
@@ -154,7 +171,7 @@ def predict_from_labels(
                     "area": int((panoptic_map == i).sum()),
                 }
             )
-    best = scores.argsort(descending=True, stable=True)[:top_k]
+    best = drop_duplicates(instance.masks, scores, duplicate_iou)[:top_k]
     masks = _to_pixels(instance.masks[best], image_size, output_size)
     return {
         "instances": _to_instances(output_size, masks, scores[best], classes[best], mask_boxes(masks)),

@@ -56,6 +56,8 @@ class S2UniSeg(nn.Module):
         loss_weights: ``query_sd``, ``mask``, ``dice`` and ``objectness``.
         no_object_weight: weight of unmatched queries in the objectness loss.
         deep_supervision: whether all decoder layers are trained, or the last alone.
+        learned_kinds: ``instance``, ``semantic`` or both; the queries of a kind left out learn "no object".
+        min_cells: smallest mask in a view, in cells of the stride-4 grid.
         point_sampling: ``num_points``, ``oversample_ratio`` and ``importance_ratio`` of the mask losses.
         prediction: settings of the inference.
         pixel_mean: per channel, RGB, 0 to 255.
@@ -85,6 +87,8 @@ class S2UniSeg(nn.Module):
         loss_weights: Mapping[str, float],
         no_object_weight: float,
         deep_supervision: bool,
+        learned_kinds: Sequence[str],
+        min_cells: int,
         point_sampling: Mapping[str, Any],
         prediction: PredictionSettings,
         pixel_mean: Sequence[float],
@@ -107,6 +111,8 @@ class S2UniSeg(nn.Module):
         self.loss_weights = dict(loss_weights)
         self.no_object_weight = no_object_weight
         self.deep_supervision = deep_supervision
+        self.learned_kinds = tuple(learned_kinds)
+        self.min_cells = min_cells
         self.point_sampling = dict(point_sampling)
         self.prediction = prediction
         self.seed = seed
@@ -145,6 +151,8 @@ class S2UniSeg(nn.Module):
             },
             "no_object_weight": loss.NO_OBJECT_WEIGHT,
             "deep_supervision": loss.DEEP_SUPERVISION,
+            "learned_kinds": tuple(loss.KINDS),
+            "min_cells": loss.MIN_CELLS,
             "point_sampling": {
                 "num_points": loss.NUM_POINTS,
                 "oversample_ratio": loss.OVERSAMPLE_RATIO,
@@ -155,6 +163,8 @@ class S2UniSeg(nn.Module):
                 top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
                 object_threshold=inference.OBJECT_THRESHOLD,
                 overlap_threshold=inference.OVERLAP_THRESHOLD,
+                splits_instances=inference.SPLIT_INSTANCES,
+                duplicate_iou=inference.DUPLICATE_IOU,
                 uses_objectness=loss.OBJECTNESS_WEIGHT > 0,
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -267,7 +277,9 @@ class S2UniSeg(nn.Module):
     def _crop_targets(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, ViewTargets]:
         """What each query group should find in the views."""
         rows, columns = (side // 4 for side in batch[0]["views"].shape[-2:])
-        targets = crop_labels_to_views(batch, (rows, columns), self.device)
+        targets = crop_labels_to_views(
+            batch, (rows, columns), self.device, kinds=self.learned_kinds, min_cells=self.min_cells
+        )
         return {group: targets[kind] for group, kind in GROUPS.items()}
 
     def _normalizers(self, targets: Mapping[str, ViewTargets]) -> Normalizers:
@@ -333,6 +345,7 @@ class S2UniSeg(nn.Module):
                     top_k=self.prediction.top_k,
                     image_size=image_size,
                     output_size=size,
+                    duplicate_iou=self.prediction.duplicate_iou,
                 )
                 for picture_labels, picture_features, image_size, size in zip(
                     labels, features, images.image_sizes, sizes, strict=True

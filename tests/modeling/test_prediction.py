@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from s2uniseg_d2.core.structures import PseudoLabels, PseudoMasks
-from s2uniseg_d2.modeling.prediction import predict_from_labels
+from s2uniseg_d2.core.structures import PseudoLabels, PseudoMasks, QueryPrediction
+from s2uniseg_d2.modeling.prediction import PredictionSettings, predict_from_labels, predict_from_queries
 
 
 def labels():
@@ -14,7 +14,7 @@ def labels():
     return PseudoMasks(masks, embeddings, torch.tensor([0, 0, 1]))
 
 
-def predict(instance, semantic, top_k=100):
+def predict(instance, semantic, top_k=100, **settings):
     features = torch.ones(3, 4, 4)
     features[0, :, 2:] = 0.1
     return predict_from_labels(
@@ -24,6 +24,7 @@ def predict(instance, semantic, top_k=100):
         top_k=top_k,
         image_size=(16, 16),
         output_size=(32, 24),
+        **settings,
     )
 
 
@@ -62,3 +63,44 @@ def test_no_masks_give_an_empty_result():
     assert (result["sem_seg_labels"] == -1).all()
     assert result["panoptic_seg"][1] == []
     assert not result["panoptic_seg"][0].any()
+
+
+def predict_queries(settings):
+    """Two instance queries that hold the same two squares, one semantic query for what lies around them."""
+    masks = torch.full((3, 16, 16), -8.0)
+    masks[:2, 1:6, 1:6] = masks[:2, 9:14, 8:14] = 8.0
+    masks[1, 1, 1] = -8.0
+    masks[2] = -masks[0]
+    prediction = QueryPrediction(masks, torch.tensor([[4.0, 0.0], [3.0, 0.0], [4.0, 0.0]]), torch.zeros(3, 8))
+    return predict_from_queries(
+        prediction,
+        torch.tensor([5, 6, 7]),
+        {"ins": slice(0, 2), "sem": slice(2, 3)},
+        settings,
+        padded_size=(64, 64),
+        image_size=(64, 64),
+        output_size=(64, 64),
+    )
+
+
+def test_queries_stay_whole_and_double_unless_asked_otherwise():
+    instances = predict_queries(PredictionSettings())["instances"]
+    assert instances.pred_classes.tolist() == [5, 6]
+    assert int(instances.pred_masks[0].sum()) > 800
+
+
+def test_split_instances_without_duplicates_serve_instances_and_panoptic_segments_alike():
+    result = predict_queries(PredictionSettings(splits_instances=True, duplicate_iou=0.7))
+    instances = result["instances"]
+    assert instances.pred_classes.tolist() == [5, 5]
+    areas = sorted(int(mask.sum()) for mask in instances.pred_masks)
+    assert 380 < areas[0] < 420
+    assert 460 < areas[1] < 500
+    _, segments = result["panoptic_seg"]
+    assert [(segment["isthing"], segment["category_id"]) for segment in segments] == [(True, 5), (True, 5), (False, 7)]
+
+
+def test_labels_that_overlap_a_better_one_are_left_out_alike():
+    doubled = PseudoMasks(*(torch.cat([value, value[:1]]) for value in labels()))
+    assert len(predict(doubled, labels())["instances"]) == 4
+    assert len(predict(doubled, labels(), duplicate_iou=0.9)["instances"]) == 3

@@ -71,6 +71,23 @@ def test_no_masks_give_finite_losses_and_gradients_for_all(model, which):
             assert torch.isfinite(value.grad).all(), name
 
 
+def test_masks_of_a_kind_that_is_not_learned_touch_neither_the_other_group_nor_the_queries_distilled():
+    found = {}
+    for kinds in ("('instance', 'semantic')", "('instance',)", "('semantic',)"):
+        torch.manual_seed(0)
+        model = build_model(tiny_config(MODEL__LOSS__KINDS=kinds))
+        batch = labelled(random_batch())
+        found[kinds] = model(batch), model.count_normalizers(batch).all_pairs
+    (both, pairs), (instance, few), (semantic, others) = found.values()
+    assert not instance["loss_mask_sem"].any()
+    assert not semantic["loss_dice_ins"].any()
+    assert both["loss_mask_sem"].all()
+    torch.testing.assert_close(instance["loss_mask_ins"], both["loss_mask_ins"])
+    torch.testing.assert_close(semantic["loss_mask_sem"], both["loss_mask_sem"])
+    assert float(few + others) == float(pairs)
+    sum(instance.values()).backward()
+
+
 def test_a_batch_without_labels_is_refused(model):
     with pytest.raises(ValueError, match="PseudoLabelHook adds them"):
         model(random_batch())

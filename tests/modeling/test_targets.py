@@ -46,6 +46,29 @@ def test_masks_outside_a_view_are_dropped_with_their_embeddings():
     assert targets["semantic"].masks.counts == (0,)
 
 
+def test_masks_of_too_few_cells_are_dropped_in_the_view_that_sees_so_little():
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, :2, :2] = masks[1, :2, :3] = True
+    batch = [item(masks, [[0.0, 0.0, 32.0, 32.0]] * 2, [False, True])]
+    for least, counts in ((4, (2, 2)), (5, (1, 1)), (7, (0, 0))):
+        targets = crop_labels_to_views(batch, (8, 8), CPU, min_cells=least)
+        assert targets["instance"].masks.counts == counts
+    assert torch.equal(
+        crop_labels_to_views(batch, (8, 8), CPU, min_cells=5)["instance"].embeddings, torch.eye(2, 4)[[1, 1]]
+    )
+
+
+def test_a_kind_that_is_left_out_has_no_targets_and_changes_nothing_for_the_other():
+    batch = [item(torch.ones(3, 8, 8, dtype=torch.bool), [[0.0, 0.0, 32.0, 32.0]] * 2, [False, True])]
+    both, one = (
+        crop_labels_to_views(batch, (8, 8), CPU, kinds=kinds) for kinds in (["semantic", "instance"], ["instance"])
+    )
+    assert one["semantic"].masks.counts == (0, 0)
+    assert len(one["semantic"].embeddings) == 0
+    assert both["semantic"].masks.counts == (1, 1)
+    assert torch.equal(one["instance"].masks.masks, both["instance"].masks.masks)
+
+
 def test_a_batch_equals_its_pictures_one_by_one_and_is_read_once(monkeypatch):
     generator = torch.Generator().manual_seed(1)
     batch = [

@@ -35,12 +35,12 @@ def test_the_table_has_a_row_per_predictor_and_the_mean_with_its_range(demo):
 def test_a_command_that_fails_ends_the_demo_with_its_last_lines(demo, tmp_path):
     program = "print('before'); raise SystemExit('the reason')"
     with pytest.raises(SystemExit, match=r"failed; its log is .*log\.txt\n(?s:.*)the reason"):
-        demo._run([sys.executable, "-c", program], tmp_path / "log.txt")
+        demo.run_command([sys.executable, "-c", program], tmp_path / "log.txt")
     assert "before" in (tmp_path / "log.txt").read_text()
 
 
 def test_lines_of_interest_reach_the_screen(demo, tmp_path, capsys):
-    demo._run(
+    demo.run_command(
         [sys.executable, "-c", "print('noise'); print('x eta: 1 total_loss: 2 y')"], tmp_path / "log", r"eta: .* 2"
     )
     assert capsys.readouterr().out.split() == ["eta:", "1", "total_loss:", "2"]
