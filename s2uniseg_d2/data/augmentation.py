@@ -1,16 +1,24 @@
 """Global view and local views of one picture: resizing, cropping and DINO's photometric recipe.
 
+DINO's recipe is written for Pillow. Here it runs on OpenCV and torch, several times faster, with the same draws. Tests
+hold each operation to Pillow's: brightness and contrast are equal; saturation, grey and the cut differ by one level of
+255 at most; hue by 12 and on average one, because both count it in 8 bits; blur by 16 at edges of black and white and
+on average 0.6, because Pillow's Gaussian is an approximation and OpenCV's is none.
+
 Pictures are ``(H, W, 3)`` uint8 RGB; boxes are XYXY in pixels, from edge to edge; every draw takes a numpy Generator.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
 
 from .pictures import Picture
 
@@ -27,6 +35,29 @@ class Crop(NamedTuple):
     top: int
     right: int
     bottom: int
+
+    def reduce(self, factor: int) -> Crop:
+        """The nearest rectangle of a picture that was reduced by a whole number."""
+        return Crop(*(round(edge / factor) for edge in self))
+
+
+def choose_reduction(
+    height: int, width: int, crops: Sequence[Crop], *, longest_px: int, view_px: int, reductions: Sequence[int]
+) -> int:
+    """Return by how much a picture may be reduced while it is read, so that nothing is enlarged because of it.
+
+    The largest of the reductions at which the picture's longer side still has ``longest_px`` pixels and each side of
+    each crop ``view_px``; 1 if there is none.
+    """
+    for factor in sorted(reductions, reverse=True):
+        sides = [side for crop in crops for side in _sides(crop.reduce(factor))]
+        if -(-max(height, width) // factor) >= longest_px and min(sides) >= view_px:
+            return factor
+    return 1
+
+
+def _sides(crop: Crop) -> tuple[int, int]:
+    return crop.right - crop.left, crop.bottom - crop.top
 
 
 def resize_longest(picture: Picture, longest_px: int) -> Picture:
@@ -69,9 +100,10 @@ def cut_view(picture: Picture, crop: Crop, view_px: int, *, is_flipped: bool) ->
 
     Bicubic with antialiasing, as in DINO.
     """
-    cut = Image.fromarray(np.ascontiguousarray(picture[crop.top : crop.bottom, crop.left : crop.right]))
-    view = np.array(cut.resize((view_px, view_px), Image.Resampling.BICUBIC))
-    return np.ascontiguousarray(view[:, ::-1]) if is_flipped else view
+    cut = torch.from_numpy(picture[crop.top : crop.bottom, crop.left : crop.right]).permute(2, 0, 1)[None]
+    resized = functional.interpolate(cut, (view_px, view_px), mode="bicubic", antialias=True)
+    view = resized[0].permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(view[:, ::-1] if is_flipped else view)
 
 
 def jitter_view(view: Picture, rng: np.random.Generator) -> Picture:
@@ -80,25 +112,42 @@ def jitter_view(view: Picture, rng: np.random.Generator) -> Picture:
     Brightness, contrast (each factor within 1 ± 0.4), saturation (1 ± 0.2) and hue (± 0.1 of the circle) in random
     order with probability 0.8; grey with 0.2; Gaussian blur of radius 0.1 to 2 pixels with 0.5.
     """
-    image = Image.fromarray(view)
     if rng.random() < _JITTER_PROB:
         for step in rng.permutation(4):
-            image = _jitter_one(image, int(step), rng)
+            view = _jitter_one(view, int(step), rng)
     if rng.random() < _GREY_PROB:
-        image = image.convert("L").convert("RGB")
+        view = _grey(view)
     if rng.random() < _BLUR_PROB:
-        image = image.filter(ImageFilter.GaussianBlur(radius=rng.uniform(*_BLUR_RADIUS)))
-    return np.array(image)
+        radius = rng.uniform(*_BLUR_RADIUS)
+        view = _uint8(cv2.GaussianBlur(view, (0, 0), radius, borderType=cv2.BORDER_REPLICATE))
+    return view
 
 
-def _jitter_one(image: Image.Image, step: int, rng: np.random.Generator) -> Image.Image:
+def _jitter_one(view: Picture, step: int, rng: np.random.Generator) -> Picture:
     if step == 0:
-        return ImageEnhance.Brightness(image).enhance(rng.uniform(1 - _BRIGHTNESS, 1 + _BRIGHTNESS))
+        return _scale_levels(view, rng.uniform(1 - _BRIGHTNESS, 1 + _BRIGHTNESS), around=0)
     if step == 1:
-        return ImageEnhance.Contrast(image).enhance(rng.uniform(1 - _CONTRAST, 1 + _CONTRAST))
+        mean = int(cv2.mean(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))[0] + 0.5)
+        return _scale_levels(view, rng.uniform(1 - _CONTRAST, 1 + _CONTRAST), around=mean)
     if step == 2:
-        return ImageEnhance.Color(image).enhance(rng.uniform(1 - _SATURATION, 1 + _SATURATION))
+        factor = rng.uniform(1 - _SATURATION, 1 + _SATURATION)
+        return _uint8(cv2.addWeighted(view, factor, _grey(view), 1 - factor, 0))
     shift = round(rng.uniform(-_HUE, _HUE) * 255)
-    hue, saturation, value = image.convert("HSV").split()
-    hue = hue.point([(level + shift) % 256 for level in range(256)])  # hue is a circle
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)
+    hsv[:, :, 0] += np.uint8(shift % 256)  # hue is a circle: the sum wraps around
+    return _uint8(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))
+
+
+def _scale_levels(view: Picture, factor: float, around: int) -> Picture:
+    """Move all levels away from one, or towards it."""
+    levels = around + factor * (np.arange(256) - around)
+    return _uint8(cv2.LUT(view, np.clip(levels, 0, 255).astype(np.uint8)))
+
+
+def _grey(view: Picture) -> Picture:
+    return _uint8(cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB))
+
+
+def _uint8(pixels: NDArray[Any]) -> Picture:
+    """What OpenCV returns, under the type that it has."""
+    return np.asarray(pixels, dtype=np.uint8)

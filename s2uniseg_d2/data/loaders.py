@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -17,10 +18,9 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.data.common import ToIterableDataset
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .center_crop import CenterCrop
 from .datasets import load_train_records, resolve_dataset
@@ -61,28 +61,46 @@ class DrawSampler(TrainingSampler):
                 yield before + place, int(order[place])
 
 
-class _MappedRecords(Dataset):
-    """What the mapper makes of the record at ``(draw, index)``, or of another one if that picture is unreadable.
+class _MappedStream(IterableDataset):
+    """What the mapper makes of the records that a sampler names, or of others where a picture is unreadable.
 
-    The substitute is drawn by ``seed`` and ``draw`` alone, so that an unreadable picture moves no other sample: with
-    the next sample of the stream in its place every later batch would depend on the workers and on the run's start.
+    A substitute is drawn by ``seed`` and ``draw`` alone, so that an unreadable picture moves no other sample: with the
+    next sample of the stream in its place every later batch would depend on the workers and on the run's start.
+
+    Differs from Detectron2's ``ToIterableDataset``, which goes over the sampler once per picture of a batch, each time
+    with a shuffle of its own in memory.
+
+    Args:
+        records: see :class:`DrawSampler` for their order.
+        sampler: of this process.
+        mapper: returns None for an unreadable picture.
+        batch: pictures that one worker takes in a row before the next one's turn.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]], mapper: MultiViewMapper) -> None:
+    def __init__(
+        self, records: Sequence[dict[str, Any]], sampler: DrawSampler, mapper: MultiViewMapper, batch: int
+    ) -> None:
         self._records = records
+        self._sampler = sampler
         self._mapper = mapper
+        self._batch = batch
 
-    def __len__(self) -> int:
-        return len(self._records)
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        if worker is not None:
+            # each worker is one of many: OpenCV's own threads would compete with the others'
+            cv2.setNumThreads(0)
+        for place, (draw, index) in enumerate(self._sampler):
+            if worker is None or place // self._batch % worker.num_workers == worker.id:
+                yield self._map(draw, index)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        draw, index = key
+    def _map(self, draw: int, index: int) -> dict[str, Any]:
         item = self._mapper({**self._records[index], "draw": draw})
         if item is None:
             rng = np.random.default_rng([self._mapper.seed, draw])
             # ends: the mapper raises after too many unreadable pictures in a row
             while item is None:
-                item = self._mapper({**self._records[int(rng.integers(len(self)))], "draw": draw})
+                item = self._mapper({**self._records[int(rng.integers(len(self._records)))], "draw": draw})
         return item
 
 
@@ -118,9 +136,8 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
             ", ".join(names),
         )
     sampler = DrawSampler(len(records), seed=cfg.SEED if cfg.SEED >= 0 else None, start=start_iter * batch)
-    mapped = _MappedRecords(records, MultiViewMapper(cfg, True))
     return build_detection_train_loader(
-        ToIterableDataset(mapped, sampler, shard_chunk_size=batch // processes),
+        _MappedStream(records, sampler, MultiViewMapper(cfg, True), batch // processes),
         mapper=None,
         total_batch_size=batch,
         aspect_ratio_grouping=False,

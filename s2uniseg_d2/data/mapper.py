@@ -12,10 +12,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 
-from .augmentation import Crop, cut_view, draw_crop, jitter_view, resize_longest
+from .augmentation import Crop, choose_reduction, cut_view, draw_crop, jitter_view, resize_longest
 from .center_crop import CenterCrop
 from .offline_labels import OfflineLabelReader
-from .pictures import Picture, PictureError, UnreadablePictureError, read_picture
+from .pictures import Picture, PictureError, StoredPicture, UnreadablePictureError, read_picture
 from .unreadable import UnreadablePictures
 
 
@@ -23,12 +23,15 @@ class MultiViewMapper:
     """Maps a record to the teacher's global view and the student's local views; returns None for unreadable pictures.
 
     The global view is the whole picture, resized and otherwise unchanged (Section 3, "original image"). The local views
-    are random resized crops of the original picture at its own resolution, mirrored at random, and changed in colour
-    and sharpness. The returned dict holds ``image`` uint8 ``(3, H, W)``; ``views`` uint8 ``(num_views, 3, view_px,
-    view_px)``; ``boxes`` float32 ``(num_views, 4)``, XYXY in pixels of the global view; ``flips`` bool
-    ``(num_views,)``; ``height`` and ``width`` of the original picture; ``file_name``; ``image_id`` where the record has
-    one; ``draw``. With ``offline_labels`` the annotations of the record are its labels, ``pseudo`` as
-    :class:`OfflineLabelReader` makes it, beside ``dropped_masks``; otherwise they are not read.
+    are random resized crops of the original picture, mirrored at random, and changed in colour and sharpness. A large
+    JPEG is reduced while it is decoded, as far as neither the global view nor a local one is then enlarged; boxes lie
+    on whole pixels of the reduced picture and stay exact.
+
+    The returned dict holds ``image`` uint8 ``(3, H, W)``; ``views`` uint8 ``(num_views, 3, view_px, view_px)``;
+    ``boxes`` float32 ``(num_views, 4)``, XYXY in pixels of the global view; ``flips`` bool ``(num_views,)``; ``height``
+    and ``width`` of the original picture; ``file_name``; ``image_id`` where the record has one; ``draw``. With
+    ``offline_labels`` the annotations of the record are its labels, ``pseudo`` as :class:`OfflineLabelReader` makes it,
+    beside ``dropped_masks``; otherwise they are not read.
 
     The paper is silent on sizes, scale range and photometric changes: 512 and 224 pixels, DINO's (0.05, 0.4) and DINO's
     recipe for local crops are taken.
@@ -139,24 +142,39 @@ class MultiViewMapper:
         if path in self.unreadable:
             self.unreadable.skip_again(path)
             return None
+        rng = np.random.default_rng([self.seed, zlib.crc32(Path(path).name.encode()), draw])
         try:
-            picture = read_picture(path, dataset_dict.get("span"))
+            stored = StoredPicture(path, dataset_dict.get("span"))
+            picture, crops = self._read(stored, rng)
         except UnreadablePictureError as error:
             self.unreadable.skip(path, error)
             return None
         self.unreadable.saw_readable()
-        rng = np.random.default_rng([self.seed, zlib.crc32(Path(path).name.encode()), draw])
-        item = self._map_picture(picture, rng) | _identity(dataset_dict) | {"draw": draw}
+        item = self._map_picture(picture, crops, rng) | _identity(dataset_dict)
+        item |= {"height": stored.height, "width": stored.width, "draw": draw}
         if self.offline_labels is not None:
             rows, columns = item["image"].shape[1:]
             found = self.offline_labels(dataset_dict, (item["height"], item["width"]), (rows, columns))
             item |= {"pseudo": found.labels, "dropped_masks": found.dropped}
         return item
 
-    def _map_picture(self, picture: Picture, rng: np.random.Generator) -> dict[str, Any]:
+    def _read(self, stored: StoredPicture, rng: np.random.Generator) -> tuple[Picture, list[Crop]]:
+        """The picture, reduced where no view needs all of its pixels, and the crops of it."""
+        height, width = stored.height, stored.width
+        crops = [draw_crop(height, width, self.view_scale, self.view_ratio, rng) for _ in range(self.num_views)]
+        reduction = choose_reduction(
+            height,
+            width,
+            crops,
+            longest_px=self.global_longest_px,
+            view_px=self.view_px,
+            reductions=stored.reductions,
+        )
+        return stored.read(reduction), [crop.reduce(reduction) for crop in crops]
+
+    def _map_picture(self, picture: Picture, crops: list[Crop], rng: np.random.Generator) -> dict[str, Any]:
         height, width = picture.shape[:2]
         whole = resize_longest(picture, self.global_longest_px)
-        crops = [draw_crop(height, width, self.view_scale, self.view_ratio, rng) for _ in range(self.num_views)]
         flips = rng.random(self.num_views) < self.flip_prob
         views = [self._cut(picture, crop, bool(flip), rng) for crop, flip in zip(crops, flips, strict=True)]
         to_global = np.array([whole.shape[1] / width, whole.shape[0] / height] * 2)
@@ -165,8 +183,6 @@ class MultiViewMapper:
             "views": torch.stack([_to_tensor(view) for view in views]),
             "boxes": torch.from_numpy((np.array(crops) * to_global).astype(np.float32)),
             "flips": torch.from_numpy(flips),
-            "height": height,
-            "width": width,
         }
 
     def _cut(self, picture: Picture, crop: Crop, is_flipped: bool, rng: np.random.Generator) -> Picture:

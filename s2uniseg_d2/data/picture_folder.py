@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .coco_json import refuse_absent
 from .packed import PackedTexts, PicturePaths
@@ -91,20 +92,38 @@ def read_picture_list(path: Path) -> PicturePaths:
     Raises:
         ValueError: if the file is missing, is no text, or names no picture, one twice or ones that are missing.
     """
-    try:
+    folders: dict[str, int] = {}
+    hashes, folder_of, tails = array("q"), array("q"), array("q")  # of names, their folders, their last parts
+
+    def names() -> Iterator[str]:
         with path.open(encoding="utf-8") as lines:
-            stripped = (line.strip() for line in lines)
-            names = PackedTexts.pack(line for line in stripped if line and not line.startswith("#"))
+            for line in lines:
+                name = line.strip()
+                if not name or name.startswith("#"):
+                    continue
+                head, _, tail = name.rpartition("/")
+                hashes.append(hash(name))
+                folder_of.append(folders.setdefault(head, len(folders)))
+                tails.append(hash(tail))
+                yield name
+
+    try:
+        packed = PackedTexts.pack(names())
     except OSError as error:
         raise ValueError(f"cannot read picture list {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"picture list {path} must be UTF-8 text, got {error}") from error
-    if not names:
+    if not packed:
         raise ValueError(f"picture list {path} names no picture")
-    if (twice := _repeated(names)) is not None:
-        raise ValueError(f"picture list {path} names {len(names)} pictures, some of them twice, such as {twice}")
-    _check_present(path, names)
-    return PicturePaths(str(path.parent.absolute()), names)
+    if (twice := _repeated(packed, np.frombuffer(hashes, dtype=np.int64))) is not None:
+        raise ValueError(f"picture list {path} names {len(packed)} pictures, some of them twice, such as {twice}")
+    where = [path.parent / f"{head}/" for head in folders]
+    absent = _absent(where, np.frombuffer(folder_of, dtype=np.int64), np.frombuffer(tails, dtype=np.int64))
+    if len(absent):
+        refuse_absent(
+            path, "pictures", [packed.make(i) for i in absent.tolist()], len(packed), path.parent, "picture list"
+        )
+    return PicturePaths(str(path.parent.absolute()), packed)
 
 
 def _walk(root: str, stamp: dict[str, int]) -> Iterator[str]:
@@ -137,40 +156,26 @@ def _scan(path: str) -> Iterator[str]:
                 yield entry.name
 
 
-def _repeated(names: PackedTexts) -> str | None:
-    """The first name that was there before, if any; eight bytes a name, not a set of texts."""
-    hashes = np.fromiter((hash(name) for name in names), dtype=np.int64, count=len(names))
-    order = np.argsort(hashes, kind="stable")
-    again = order[1:][np.diff(hashes[order]) == 0]
+def _repeated(names: PackedTexts, hashes: NDArray[np.int64]) -> str | None:
+    """The first name that was there before, if any; found by sorting numbers, not by a set of texts."""
+    ordered = np.sort(hashes)
+    again = ordered[1:][np.diff(ordered) == 0]
+    met: set[str] = set()
     # equal hashes are rarely those of different names
-    met: dict[str, int] = {}
-    alike = np.flatnonzero(np.isin(hashes, hashes[again])) if len(again) else again
-    return next((names[int(place)] for place in alike if met.setdefault(names[int(place)], int(place)) != place), None)
+    for place in np.flatnonzero(np.isin(hashes, again)) if len(again) else ():
+        name = names.make(int(place))
+        if name in met:
+            return name
+        met.add(name)
+    return None
 
 
-def _check_present(path: Path, names: PackedTexts) -> None:
-    """Check that each name is in its folder; a folder's names are held as hashes, and only while it is looked at.
-
-    Raises:
-        ValueError: if names are missing, with their number and the first few.
-    """
-    numbers: dict[str, int] = {}
-    folders, tails = array("q"), array("q")
-    for name in names:
-        head, tail = os.path.split(name)
-        folders.append(numbers.setdefault(head, len(numbers)))
-        tails.append(hash(tail))
-    folder_of, hashes = np.frombuffer(folders, dtype=np.int64), np.frombuffer(tails, dtype=np.int64)
+def _absent(folders: Sequence[Path], folder_of: NDArray[np.int64], tails: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places of the names that are not in their folder; one folder's names are held at a time, as hashes."""
     order = np.argsort(folder_of, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(folder_of[order])) + 1)
-    absent = []
-    # numbers were given in the order of the names, so groups come in the order of the folders
-    for head, members in zip(numbers, groups, strict=True):
-        below = path.parent / head
-        present = [hash(name) for name in os.listdir(below)] if below.is_dir() else []
-        absent.append(members[~np.isin(hashes[members], np.array(present, dtype=np.int64))])
-    missing = np.sort(np.concatenate(absent))
-    if len(missing):
-        refuse_absent(
-            path, "pictures", [names[int(place)] for place in missing], len(names), path.parent, "picture list"
-        )
+    missing = []
+    for folder, members in zip(folders, groups, strict=True):
+        present = [hash(name) for name in os.listdir(folder)] if folder.is_dir() else []
+        missing.append(members[~np.isin(tails[members], np.array(present, dtype=np.int64))])
+    return np.sort(np.concatenate(missing))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_SIDE = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 # What Pillow's decoders raise on damaged files, beside OSError.
 _DECODER_ERRORS = (
     OSError,
@@ -89,18 +92,86 @@ def read_picture(path: str | Path, span: Span | None = None) -> Picture:
         UnreadablePictureError: if the file is missing, empty, truncated, of no known format, or has more pixels than
             Pillow's limit against decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
-    data = _read_bytes(path, span)
-    try:
-        picture = _read_with_pillow(data)
-    except UnidentifiedImageError:
-        picture = _read_with_opencv(path, data)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UnreadablePictureError(
-            f"cannot read picture {path}: it has more than {Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit"
-        ) from error
-    except _DECODER_ERRORS as error:
-        raise UnreadablePictureError(f"cannot read picture {path}: {str(error) or type(error).__name__}") from error
-    return picture
+    return StoredPicture(path, span).read()
+
+
+class StoredPicture:
+    """A picture whose size is known and whose pixels are not decoded yet; see :func:`read_picture` for what is read.
+
+    Args:
+        path: the file; with a span, the picture's name in messages.
+        span: where the picture's bytes lie, if inside of another file.
+
+    Raises:
+        UnreadablePictureError: as :func:`read_picture`, for what the header tells.
+
+    Attributes:
+        height: rows of the upright picture.
+        width: columns of it.
+        reductions: by which factors :meth:`read` can reduce it; a JPEG's are 8, 4, 2 and 1.
+    """
+
+    def __init__(self, path: str | Path, span: Span | None = None) -> None:
+        self._path = path
+        self._image: Image.Image | None = None
+        self._pixels: Picture | None = None
+        data = _read_bytes(path, span)
+        with _naming_faults(path):
+            try:
+                self._image = Image.open(io.BytesIO(data))
+            except UnidentifiedImageError:
+                self._pixels = _read_with_opencv(path, data)
+        self.reductions: tuple[int, ...] = (1,)
+        if self._image is None:
+            assert self._pixels is not None
+            self.height, self.width = self._pixels.shape[:2]
+            return
+        with _naming_faults(path):
+            self._turn = _UPRIGHT.get(_orientation(self._image))
+        lies_on_side = self._turn in _ON_SIDE
+        self.height, self.width = self._image.size if lies_on_side else self._image.size[::-1]
+        if self._image.format == "JPEG":
+            self.reductions = (8, 4, 2, 1)
+
+    def read(self, reduction: int = 1) -> Picture:
+        """Return the pixels, ``(H, W, 3)`` uint8 RGB with the sides divided by ``reduction`` and rounded up.
+
+        A JPEG that is reduced is averaged in blocks of ``reduction`` x ``reduction`` pixels while it is decoded, which
+        takes less time than decoding all of it. To be called once.
+
+        Raises:
+            UnreadablePictureError: as :func:`read_picture`.
+            ValueError: if the reduction is not among ``reductions``.
+        """
+        if reduction not in self.reductions:
+            raise ValueError(f"reduction must be one of {self.reductions} for {self._path}, got {reduction}")
+        if self._image is None:
+            assert self._pixels is not None
+            return self._pixels
+        with _naming_faults(self._path), self._image as image:
+            if reduction > 1:
+                image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
+            image.load()
+            return _to_rgb(image if self._turn is None else image.transpose(self._turn))
+
+
+@contextmanager
+def _naming_faults(path: str | Path) -> Iterator[None]:
+    """Turn what Pillow raises on files that are no sound pictures into errors with the path and the reason."""
+    with warnings.catch_warnings():
+        # odd metadata is not worth a warning per picture; a bomb between once and twice the limit is worth an error
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        except UnreadablePictureError:
+            raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise UnreadablePictureError(
+                f"cannot read picture {path}: it has more than {Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit"
+            ) from error
+        except _DECODER_ERRORS as error:
+            raise UnreadablePictureError(f"cannot read picture {path}: {str(error) or type(error).__name__}") from error
 
 
 def _read_bytes(path: str | Path, span: Span | None) -> bytes:
@@ -118,17 +189,6 @@ def _read_bytes(path: str | Path, span: Span | None) -> bytes:
     return data
 
 
-def _read_with_pillow(data: bytes) -> Picture:
-    with warnings.catch_warnings():
-        # odd metadata is not worth a warning per picture; a bomb between once and twice the limit is worth an error
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            turn = _UPRIGHT.get(_orientation(image))
-            return _to_rgb(image if turn is None else image.transpose(turn))
-
-
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
@@ -142,7 +202,7 @@ def _to_rgb(image: Image.Image) -> Picture:
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _deep_grey_to_rgb(samples: NDArray[np.generic]) -> Picture:

@@ -2,8 +2,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from s2uniseg_d2.data.augmentation import Crop, cut_view, draw_crop, jitter_view, resize_longest
+from s2uniseg_d2.data import augmentation
+from s2uniseg_d2.data.augmentation import (
+    Crop,
+    choose_reduction,
+    cut_view,
+    draw_crop,
+    jitter_view,
+    resize_longest,
+)
+from tests.data import pillow_recipe
 
 
 @pytest.mark.parametrize(
@@ -72,3 +82,95 @@ def test_jitter_follows_its_generator_and_its_recipe():
     # noise loses most of its contrast to a blur, and at most 0.4 of it otherwise
     blurred = np.mean([v.astype(float).mean(axis=2).std() < 0.45 * view.mean(axis=2).std() for v in changed])
     assert blurred == pytest.approx(0.5 * 0.75, abs=0.12)
+
+
+def pictures(count=6, side=64):
+    """Smooth colour fields with edges and noise: every hue, grey, black and white."""
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        picture = np.array(coarse.resize((side, side), Image.Resampling.BICUBIC))
+        picture[: side // 4, : side // 4], picture[side // 2 :, : side // 8] = 0, 255
+        picture[:, side // 2 : side // 2 + 8] = rng.integers(0, 256, (side, 8, 1))
+        yield picture
+
+
+def differences(ours, theirs):
+    return np.abs(np.asarray(ours).astype(int) - np.asarray(theirs))
+
+
+@pytest.mark.parametrize("crop", [Crop(0, 0, 64, 64), Crop(3, 5, 60, 41), Crop(10, 10, 21, 23), Crop(7, 7, 8, 8)])
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_cuts_are_pillows_within_a_level(crop, is_flipped):
+    for picture in pictures():
+        theirs = pillow_recipe.cut_view(picture, crop, 32, is_flipped=is_flipped)
+        assert differences(cut_view(picture, crop, 32, is_flipped=is_flipped), theirs).max() <= 1
+
+
+@pytest.mark.parametrize(("step", "largest", "mean"), [(0, 0, 0), (1, 0, 0), (2, 1, 0.5), (3, 12, 1)])
+def test_colour_changes_are_pillows_within_the_stated_levels(step, largest, mean):
+    changed = []
+    for seed, picture in enumerate(pictures()):
+        ours = augmentation._jitter_one(picture, step, np.random.default_rng(seed))
+        theirs = pillow_recipe.jitter_one(Image.fromarray(picture), step, np.random.default_rng(seed))
+        gap = differences(ours, theirs)
+        assert gap.max() <= largest
+        assert gap.mean() <= mean
+        changed.append(differences(ours, picture).mean())
+    assert np.mean(changed) > 2
+
+
+def test_grey_and_blur_are_pillows_within_the_stated_levels(monkeypatch):
+    for picture in pictures():
+        image = Image.fromarray(picture)
+        assert differences(augmentation._grey(picture), pillow_recipe.grey(image)).max() <= 1
+
+    class Blurring:
+        """Draws that blur and do nothing else."""
+
+        def __init__(self, radius):
+            self.values, self.radius = [1.0, 1.0, 0.0], radius
+
+        def random(self):
+            return self.values.pop(0)
+
+        def uniform(self, low, high):
+            assert (low, high) == (0.1, 2.0)
+            return self.radius
+
+    for radius in (0.1, 0.5, 1.0, 1.5, 2.0):
+        for picture in pictures():
+            gap = differences(
+                jitter_view(picture, Blurring(radius)), pillow_recipe.blur(Image.fromarray(picture), radius)
+            )
+            assert gap.max() <= 16
+            assert gap.mean() <= 0.6
+
+
+def test_the_whole_recipe_draws_what_pillows_draws():
+    gaps = []
+    for seed in range(60):
+        picture = list(pictures(6, 32))[seed % 6]
+        ours, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
+        gaps.append(differences(jitter_view(picture, ours), pillow_recipe.jitter_view(picture, theirs)).mean())
+        assert ours.random() == theirs.random()
+    assert max(gaps) < 5
+    assert np.mean(gaps) < 1
+
+
+def test_the_reduction_is_the_largest_that_enlarges_nothing():
+    options = {"longest_px": 512, "view_px": 224, "reductions": (8, 4, 2, 1)}
+    large, small = Crop(0, 0, 1800, 1800), Crop(100, 200, 100 + 900, 200 + 910)
+    assert choose_reduction(4000, 6000, [large], **options) == 8
+    assert choose_reduction(3000, 4000, [large], **options) == 4  # 500 pixels would be left
+    assert choose_reduction(4000, 6000, [large, small], **options) == 4
+    assert choose_reduction(4000, 6000, [Crop(0, 0, 895, 1800)], **options) == 4  # 223.75 rounds to 224 whole pixels
+    assert choose_reduction(4000, 6000, [Crop(0, 0, 892, 1800)], **options) == 2
+    assert choose_reduction(375, 500, [Crop(0, 0, 375, 375)], **options) == 1
+    assert choose_reduction(4000, 6000, [large], **{**options, "reductions": (1,)}) == 1
+
+
+def test_a_reduced_crop_lies_inside_the_reduced_picture():
+    for height, width, factor in ((1001, 1003, 8), (517, 999, 4), (33, 71, 2)):
+        assert Crop(0, 0, width, height).reduce(factor).right <= -(-width // factor)
+        assert Crop(0, 0, width, height).reduce(factor).bottom <= -(-height // factor)

@@ -19,6 +19,8 @@ from s2uniseg_d2.data import (
     UnreadablePictureError,
     resolve_dataset,
 )
+from s2uniseg_d2.data import mapper as mapper_module
+from s2uniseg_d2.data.pictures import StoredPicture
 
 PLAIN = {"global_longest_px": 128, "view_px": 32, "photometric": False}
 
@@ -52,6 +54,58 @@ def test_boxes_and_flips_say_where_each_pixel_of_a_view_comes_from(tmp_path):
         inner = slice(2, -2)  # the filter has nothing beyond the crop to average with
         assert (view[0].float() - x[None, :])[inner, inner].abs().max() < 1.1
         assert (view[1].float() - y[:, None])[inner, inner].abs().max() < 1.1
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_boxes_stay_exact_where_a_large_jpeg_is_reduced(tmp_path, orientation):
+    # red grows with the column of the upright picture, green with its row
+    columns, rows = np.meshgrid(np.linspace(0, 255, 1237), np.linspace(0, 255, 1019))
+    upright = Image.fromarray(np.stack([columns, rows, rows * 0 + 90], axis=2).astype(np.uint8))
+    undo = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    stored.save(tmp_path / "ramp.jpg", exif=exif, quality=100, subsampling=0)
+    mapper = MultiViewMapper(global_longest_px=128, view_px=32, num_views=8, photometric=False)
+    item = mapper({"file_name": str(tmp_path / "ramp.jpg")})
+    assert (item["height"], item["width"]) == (1019, 1237)
+    whole = item["image"].float()
+    _, height, width = whole.shape
+    # what the global view shows along its axes; where a block of the JPEG was cut short, its ramp is a little uneven
+    across, down = whole[0, height // 2].numpy(), whole[1, :, width // 2].numpy()
+    assert np.abs(across - (np.arange(width) + 0.5) / width * 255).max() < 2.5
+    for view, (x0, y0, x1, y1), flip in zip(item["views"], item["boxes"], item["flips"], strict=True):
+        centre = (torch.arange(32) + 0.5) / 32
+        x = np.interp(x0 + (x1 - x0) * (centre.flip(0) if flip else centre), np.arange(width) + 0.5, across)
+        y = np.interp(y0 + (y1 - y0) * centre, np.arange(height) + 0.5, down)
+        inner = slice(2, -2)
+        for gap in ((view[0].numpy() - x[None, :])[inner, inner], (view[1].numpy() - y[:, None])[inner, inner]):
+            assert np.abs(gap).max() < 2.5
+            assert np.abs(gap.mean()) < 0.4
+
+
+def test_reduced_and_whole_decoding_show_the_same(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    coarse.resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    mapper = MultiViewMapper(global_longest_px=128, view_px=32, num_views=4, photometric=False)
+    record = {"file_name": str(tmp_path / "a.jpg"), "draw": 1}
+    seen = []
+    original = StoredPicture.read
+
+    def read(self, reduction=1):
+        seen.append(reduction)
+        return original(self, reduction)
+
+    monkeypatch.setattr(StoredPicture, "read", read)
+    reduced = mapper(record)
+    monkeypatch.setattr(mapper_module, "choose_reduction", lambda *args, **kwargs: 1)
+    whole = mapper(record)
+    assert seen == [8, 1]
+    assert torch.equal(reduced["flips"], whole["flips"])
+    assert (reduced["boxes"] - whole["boxes"]).abs().max() <= 4 / 1600 * 128  # half a reduced pixel
+    assert (reduced["image"].float() - whole["image"]).abs().mean() < 2
+    assert (reduced["views"].float() - whole["views"]).abs().mean() < 6
 
 
 def test_on_photographs_a_view_is_the_global_view_inside_its_box(shared_data):

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from s2uniseg_d2.data import UnreadablePictureError, read_picture
+from s2uniseg_d2.data.pictures import StoredPicture
 
 
 @pytest.fixture
@@ -129,3 +130,58 @@ def test_decompression_bombs_are_refused(write_noise, monkeypatch, side):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnreadablePictureError, match=r"bomb\.png: it has more than 100 pixels"):
         read_picture(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+def test_a_reduced_jpeg_stands_upright_and_averages_blocks(tmp_path, orientation, reduction):
+    # sides that are no multiples of the reduction
+    ramp = np.stack(np.meshgrid(np.linspace(0, 255, 203), np.linspace(0, 255, 151)), axis=2)
+    rgb = np.concatenate([ramp, 255 - ramp[:, :, :1]], axis=2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(rgb).save(tmp_path / "a.jpg", exif=exif, quality=98, subsampling=0)
+    stored = StoredPicture(tmp_path / "a.jpg")
+    whole = read_picture(tmp_path / "a.jpg")
+    assert (stored.height, stored.width) == whole.shape[:2] == ((151, 203) if orientation < 5 else (203, 151))
+    reduced = stored.read(reduction)
+    assert reduced.shape[:2] == (-(-stored.height // reduction), -(-stored.width // reduction))
+    # compare in the stored orientation, where blocks begin at the first pixel
+    turn = {1: 0, 2: "flip", 3: 2, 4: "flop", 5: "transpose", 6: 1, 7: "transverse", 8: 3}[orientation]
+
+    def stored_again(picture):
+        if turn == "flip":
+            return picture[:, ::-1]
+        if turn == "flop":
+            return picture[::-1]
+        if turn == "transpose":
+            return picture.transpose(1, 0, 2)
+        if turn == "transverse":
+            return picture[::-1, ::-1].transpose(1, 0, 2)
+        return np.rot90(picture, turn)
+
+    rows, columns = 151 // reduction, 203 // reduction
+    blocks = stored_again(whole)[: rows * reduction, : columns * reduction].astype(float)
+    means = blocks.reshape(rows, reduction, columns, reduction, 3).mean(axis=(1, 3))
+    assert np.abs(stored_again(reduced)[:rows, :columns] - means).max() < 4
+
+
+def test_only_jpegs_are_reduced_and_sizes_need_no_pixels(tmp_path, rgb, write_noise):
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    assert StoredPicture(tmp_path / "a.png").reductions == (1,)
+    with pytest.raises(ValueError, match=r"reduction must be one of \(1,\) for .*a\.png, got 2"):
+        StoredPicture(tmp_path / "a.png").read(2)
+    path = write_noise("b.jpg", 100, 90)
+    path.write_bytes(path.read_bytes()[:-1500])
+    stored = StoredPicture(path)
+    assert (stored.height, stored.width, stored.reductions) == (100, 90, (8, 4, 2, 1))
+    with pytest.raises(UnreadablePictureError, match=r"cannot read picture .*b\.jpg: .*truncated"):
+        stored.read(2)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_jpegs_are_reduced_too(tmp_path, mode):
+    Image.new("RGB", (64, 48), (200, 60, 20)).convert(mode).save(tmp_path / "a.jpg", quality=100)
+    reduced = StoredPicture(tmp_path / "a.jpg").read(4)
+    assert reduced.shape == (12, 16, 3)
+    assert np.abs(reduced.astype(int) - read_picture(tmp_path / "a.jpg")[::4, ::4]).max() <= 2
