@@ -39,6 +39,10 @@ class MaskCollector:
         self._instance.add(instance, instance_nodes)
         self._semantic.add(semantic, semantic_nodes)
 
+    def found(self) -> list[tuple[Supernodes, Tensor]]:
+        """Return the supernodes of every layer with the numbers of those that are new masks; their V is read last."""
+        return [*self._instance.found, *self._semantic.found]
+
     def finish(self, width: int, device: torch.device) -> PseudoLabels:
         """Return the masks.
 
@@ -54,7 +58,7 @@ class _KindCollector:
         self._grid = grid
         self._config = config
         self._layers: list[tuple[Tensor, Tensor]] = []
-        self._found: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.found: list[tuple[Supernodes, Tensor]] = []
 
     def add(self, labels: Tensor, nodes: Supernodes) -> None:
         fresh = nodes.sizes >= self._config.min_tokens
@@ -63,23 +67,20 @@ class _KindCollector:
         for old_labels, old_sizes in self._layers:
             fresh &= ~_repeats(labels, nodes.sizes, old_labels, old_sizes)
         self._layers.append((labels, nodes.sizes))
-        index = fresh.nonzero()[:, 0]
-        self._found.append((index, nodes.features[index], nodes.sizes[index]))
+        self.found.append((nodes, fresh.nonzero()[:, 0]))
 
     def finish(self, width: int, device: torch.device) -> PseudoMasks:
-        sizes = torch.cat([found[2] for found in self._found])
+        sizes = torch.cat([nodes.sizes[index] for nodes, index in self.found])
         kept = torch.zeros(sizes.numel(), dtype=torch.bool, device=device)
         # Stable: among equally large masks the finer layer and the earlier token win.
         kept[sizes.argsort(descending=True, stable=True)[: self._config.max_masks]] = True
         masks, embeddings, levels = [], [], []
-        parts = torch.split(kept, [found[2].numel() for found in self._found])
-        for level, (part, (index, features, _), (labels, _)) in enumerate(
-            zip(parts, self._found, self._layers, strict=True)
-        ):
+        parts = torch.split(kept, [len(index) for _, index in self.found])
+        for level, (part, (nodes, index), (labels, _)) in enumerate(zip(parts, self.found, self._layers, strict=True)):
             full = torch.zeros(int(part.sum()), *self._grid, dtype=torch.bool, device=device)
             full[:, : labels.shape[0], : labels.shape[1]] = labels == index[part, None, None]
             masks.append(full)
-            embeddings.append(features[part])
+            embeddings.append(nodes.features[index[part]])
             levels.append(torch.full((full.shape[0],), level, dtype=torch.int64, device=device))
         return PseudoMasks(torch.cat(masks), torch.cat(embeddings).view(-1, width), torch.cat(levels))
 

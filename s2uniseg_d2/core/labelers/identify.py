@@ -16,10 +16,13 @@ from s2uniseg_d2.core.labelers.spread import Spread
 from s2uniseg_d2.core.labelers.supernodes import Region, Supernodes, exact_features, exact_means, refine
 from s2uniseg_d2.core.labelers.voters import Voters, used_rows
 from s2uniseg_d2.core.ops.components import connected_components
+from s2uniseg_d2.core.ops.products import multiply
 
 # A similarity that misses τ by no more than this reaches it: ties are decided alike whatever the rounding of float64.
 TIE = 1e-9
 EDGE_CHUNK = 512
+# Bound on the rounding of an inner product of two unit tokens in float64, some thousand wide.
+TOKEN_ROUNDING = 1e-12
 PAIR_ROWS = 512
 # Edges per feature channel from which the coarse bounds pay.
 COARSE_FROM = 2
@@ -90,7 +93,7 @@ class Identifier:
     def _screen_pairs(self, nodes: Supernodes, tau: float) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the certain and the open pairs (i < j) of one block of rows after the other, by matrix products."""
         spread, rounding = self._voters.spread, self._voters.rounding
-        projections = nodes.means @ spread.basis
+        projections = multiply(nodes.means, spread.basis)
         squares = torch.linalg.vecdot(nodes.means.double(), nodes.means.double())
         reaches = torch.linalg.vecdot(projections.double(), projections.double())
         weight_f, weight_s = self._weighting
@@ -133,6 +136,11 @@ class Identifier:
         single = rounding if dtype == torch.float32 else 0.0
         return feature, nodes.errors[edges].sum(dim=0) + single, gap * (1 + rounding) + rounding
 
+    def _compare_tokens(self, edges: Tensor) -> Tensor:
+        """Return Eq. 1 of pairs of nodes that are tokens still, in float64."""
+        i, j = (self._voters.tokens.exact(ends) for ends in edges)
+        return torch.linalg.vecdot(i, j)
+
     def _bracket(self, feature: Tensor, slack: Tensor, narrowest: Tensor, widest: Tensor) -> tuple[Tensor, Tensor]:
         """Return bounds on S from Eq. 1 with its error and bounds on Σ_k w_k |D·F_k|."""
         weight_f, weight_s = self._weighting
@@ -143,51 +151,49 @@ class Identifier:
         self, nodes: Supernodes, labels: Tensor, edges: Tensor, feature: Tensor, slack: Tensor, gap: Tensor, tau: float
     ) -> Identification:
         """Decide the open edges, cheapest test first, and drop those whose ends have met meanwhile."""
-
-        def sift(labels: Tensor, edges: Tensor, bounds: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            lowest, highest = bounds
-            labels = _join(labels, edges[:, lowest >= tau])
-            return labels, (lowest < tau) & (highest >= tau) & (labels[edges[0]] != labels[edges[1]])
-
+        open_ = _OpenEdges(labels, edges, {"feature": feature, "slack": slack, "gap": gap}, tau)
         # With few edges the coarse bounds cost more than they save.
-        for coarse in (True, False):
-            if edges.shape[1] > (COARSE_FROM * self._voters.width if coarse else 0):
-                spread = self._voters.coarse_spread if coarse else self._voters.spread
-                low, high = self._spread_bounds(nodes, edges, gap, spread)
-                if not coarse:
-                    low = torch.maximum(low, self._voters.bound_disagreement_below(nodes.means, edges))
-                labels, left = sift(labels, edges, self._bracket(feature, slack, low, high))
-                edges, feature, slack, gap = edges[:, left], feature[left], slack[left], gap[left]
-        undecided = edges.shape[1]
-        if not undecided:
-            return Identification(labels, 0, 0)
+        if len(open_) > COARSE_FROM * self._voters.width:
+            low, high = self._spread_bounds(nodes, open_.edges, open_["gap"], self._voters.coarse_spread)
+            open_.sift(*self._bracket(open_["feature"], open_["slack"], low, high))
+        if len(open_):
+            low, high = self._spread_bounds(nodes, open_.edges, open_["gap"], self._voters.spread)
+            low = torch.maximum(low, self._voters.bound_disagreement_below(nodes.means, open_.edges))
+            open_.sift(*self._bracket(open_["feature"], open_["slack"], low, high))
+        undecided = len(open_)
+        if undecided:
+            votes, error = self._voters.disagreement(nodes.means, open_.edges)
+            open_.sift(*self._bracket(open_["feature"], open_["slack"], votes - error, votes + error))
+        if len(open_):
+            self._settle_near_ties(nodes, open_)
+        exact = len(open_)
+        if exact:
+            similarity = self._exact_similarity(nodes, open_.edges)
+            open_.sift(similarity, similarity)
+        return Identification(open_.labels, undecided, exact)
 
-        votes, error = self._voters.disagreement(nodes.means, edges)
-        labels, left = sift(labels, edges, self._bracket(feature, slack, votes - error, votes + error))
-        edges, votes, error = edges[:, left], votes[left], error[left]
-        if edges.shape[1] and nodes.sums is not None:
-            refine(nodes, torch.unique(edges), self._voters, self._region)
-            feature, slack, _ = self._compare(nodes, edges, torch.float64)
-            labels, left = sift(labels, edges, self._bracket(feature, slack, votes - error, votes + error))
-            edges, feature, slack = edges[:, left], feature[left], slack[left]
-            if edges.shape[1]:
-                chosen, ends = torch.unique(edges, return_inverse=True)
-                votes, error = self._voters.disagreement(exact_means(nodes, chosen, self._voters), ends, exact=False)
-                labels, left = sift(labels, edges, self._bracket(feature, slack, votes - error, votes + error))
-                edges = edges[:, left]
-        if edges.shape[1]:
-            similarity = self._exact_similarity(nodes, edges)
-            labels, _ = sift(labels, edges, (similarity, similarity))
-        return Identification(labels, undecided, edges.shape[1])
+    def _settle_near_ties(self, nodes: Supernodes, open_: _OpenEdges) -> None:
+        """Decide edges in float64 arithmetic on rounded rows; what that cannot tell stays open."""
+        if nodes.sums is None:
+            feature, slack = self._compare_tokens(open_.edges), torch.full_like(open_["slack"], TOKEN_ROUNDING)
+        else:
+            refine(nodes, torch.unique(open_.edges), self._voters, self._region)
+            feature, slack, _ = self._compare(nodes, open_.edges, torch.float64)
+        chosen, ends = torch.unique(open_.edges, return_inverse=True)
+        means = exact_means(nodes, chosen, self._voters, exact=False)
+        votes, error = self._voters.disagreement(means, ends, exact=False)
+        open_.sift(*self._bracket(feature, slack, votes - error, votes + error))
 
     def _spread_bounds(self, nodes: Supernodes, edges: Tensor, gap: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
         """Bound Σ_k w_k |D·F_k| by D·C·D / ‖D‖ from below (as |D·F_k| ≤ ‖D‖) and by sqrt(D·C·D) from above (Jensen)."""
-        projections, ends = used_rows(nodes.means, edges)
-        projections = projections @ spread.basis
+        means, ends = used_rows(nodes.means, edges)
+        # The projections of the nodes serve all their edges; with fewer edges than nodes the differences are fewer.
+        projections = multiply(means, spread.basis) if means.shape[0] <= edges.shape[1] else None
         reach = torch.empty_like(gap)
         for start in range(0, edges.shape[1], EDGE_CHUNK):
             i, j = ends[:, start : start + EDGE_CHUNK]
-            reach[start : start + EDGE_CHUNK] = torch.linalg.vector_norm(projections[i] - projections[j], dim=1)
+            apart = projections[i] - projections[j] if projections is not None else multiply(means[i] - means[j], spread.basis)
+            reach[start : start + EDGE_CHUNK] = torch.linalg.vector_norm(apart, dim=1)
         squared_gap = gap.square()
         low = ((reach - spread.slack).clamp_min(0).square() - spread.below * squared_gap).clamp_min(0) / gap
         return low, torch.minimum(((reach + spread.slack).square() + spread.above * squared_gap).sqrt(), gap)
@@ -201,8 +207,29 @@ class Identifier:
         return self._weighting.feature * feature + self._weighting.spatial * (1 - spread)
 
 
-def _join(labels: Tensor, edges: Tensor) -> Tensor:
-    """Return the components after more edges; those so far are the nodes of a smaller graph."""
-    if not edges.shape[1]:
-        return labels
-    return connected_components(labels[edges], int(labels.max()) + 1)[labels]
+class _OpenEdges:
+    """Edges of which it is not known yet whether they reach τ, with what is known of each by name."""
+
+    def __init__(self, labels: Tensor, edges: Tensor, known: dict[str, Tensor], tau: float) -> None:
+        self.labels = labels
+        self.edges = edges
+        self._known = known
+        self._tau = tau
+
+    def __len__(self) -> int:
+        return self.edges.shape[1]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._known[name]
+
+    def sift(self, lowest: Tensor, highest: Tensor) -> None:
+        """Join what edges that reach τ connect; keep edges that may and whose ends have not met."""
+        reached = self.edges[:, lowest >= self._tau]
+        if reached.shape[1]:
+            # The components so far are the nodes of a smaller graph.
+            count = int(self.labels.max()) + 1
+            self.labels = connected_components(self.labels[reached], count)[self.labels]
+        tails, heads = self.labels[self.edges]
+        left = (lowest < self._tau) & (highest >= self._tau) & (tails != heads)
+        self.edges = self.edges[:, left]
+        self._known = {name: values[left] for name, values in self._known.items()}

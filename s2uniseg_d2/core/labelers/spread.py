@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from s2uniseg_d2.core.labelers.rounding import gamma
+from s2uniseg_d2.core.ops.products import multiply
 
 # Steps of subspace iteration; more of them tighten the coarse bounds, which hold after any number.
-COARSE_STEPS = 4
+COARSE_STEPS = 2
+# First guess of what the directions outside the coarse basis add at most, over the lower quartile of the values inside.
+ABOVE_GUESS = 1.75
+SMALLEST_GUESS = 1e-9
+# A guess that is refuted is raised by this factor.
+GUESS_GROWTH = 1.5
+# More than rounding can hide in float64 products and factors of matrices with norms of about 1 and some thousand rows.
+HIDDEN = 1e-11
 # Columns of C that are computed at a time, from the diagonal on.
-BLOCK = 192
+BLOCK = 256
 
 
 class Moments(NamedTuple):
@@ -51,16 +59,24 @@ def measure_moments(rows: Tensor, weights: Tensor, chunk: int) -> Moments:
         weights: ``(k,)`` float32, sum to 1.
         chunk: rows whose products are added in float32; chunks are added in float64. Cost: k·d² operations and a bit.
     """
-    width = rows.shape[1]
-    total = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
+    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+    # Equal weights, the usual case, are applied once at the end.
+    common = float(weights[0]) if bool((weights == weights[0]).all()) else None
+    # Reused by every chunk: fresh memory for each costs more than the copy.
+    columns = torch.empty(rows.shape[1] * min(chunk, rows.shape[0]), device=rows.device)
     for start in range(0, rows.shape[0], chunk):
         part = rows[start : start + chunk]
-        weighted = part * weights[start : start + chunk, None]
-        for first in range(0, width, BLOCK):
+        turned = columns[: part.numel()].view(part.T.shape).copy_(part.T)
+        if common is None:
+            turned *= weights[start : start + chunk].sqrt()
+        for first in range(0, rows.shape[1], BLOCK):
             # C is symmetric: the blocks below the diagonal are left out.
-            total[first : first + BLOCK, first:] += part[:, first : first + BLOCK].T @ weighted[:, first:]
+            total[first : first + BLOCK, first:] += multiply(turned[first : first + BLOCK], turned[first:].T)
+    matrix = total.triu() + total.triu(1).T
+    if common is not None:
+        matrix *= common
     # The spectral norm of the error is at most its Frobenius norm, and Σ_k w_k ‖F_k‖² = 1.
-    return Moments(total.triu() + total.triu(1).T, 1.5 * gamma(min(chunk, rows.shape[0]) + 12))
+    return Moments(matrix, 1.5 * gamma(min(chunk, rows.shape[0]) + 14))
 
 
 def bound_spread(moments: Moments, rounding: float) -> Spread:
@@ -79,8 +95,11 @@ def bound_spread(moments: Moments, rounding: float) -> Spread:
 def bound_spread_coarsely(moments: Moments, start: Tensor, rounding: float) -> Spread:
     """Return cheap bounds, from the leading directions of C and the most that the others can add.
 
-    For orthonormal Q and a = D·Q, D·C·D differs from a·QᵀCQ·aᵀ by a cross term of at most ‖(I − QQᵀ)CQ‖·‖D‖² and by a
-    rest between 0 and μ·(‖D‖² − ‖a‖²), with μ the largest eigenvalue of (I − QQᵀ)C(I − QQᵀ).
+    Orthonormal Q from a few steps of subspace iteration splits C into QᵀCQ = Λ with smallest entry θ, the cross term
+    X = (I − QQᵀ)CQ and a rest without negative eigenvalues. With B = Q (Λ − θ)^½, what C exceeds B Bᵀ by is θ on the
+    span of Q, the cross term and the rest: its lowest eigenvalue is at least that of [[θ, −x], [−x, 0]] with x = ‖X‖. Its
+    highest is guessed and proved: a Cholesky factorisation that runs to its end shows that a matrix has no negative
+    eigenvalue beyond its rounding (Rump, BIT 46, 2006).
 
     Args:
         moments: C.
@@ -91,14 +110,16 @@ def bound_spread_coarsely(moments: Moments, start: Tensor, rounding: float) -> S
     q = torch.linalg.qr(start).Q
     for _ in range(COARSE_STEPS):
         q = torch.linalg.qr(matrix @ q).Q
-    values, vectors = torch.linalg.eigh(q.T @ matrix @ q)
-    q = q @ vectors
-    cross = matrix @ q - q * values
-    rest = matrix - (q * values) @ q.T - cross @ q.T - q @ cross.T
-    mu = _bound_spectral_norm(rest)
-    basis = q * (values - mu).clamp_min(0).sqrt()
-    outside = float(torch.linalg.matrix_norm(cross)) + moments.error
-    return Spread(basis.float(), outside, mu + outside, _projection_slack(basis, rounding))
+    image = matrix @ q
+    values, vectors = torch.linalg.eigh(q.T @ image)
+    q, image = q @ vectors, image @ vectors
+    least = float(values[0].clamp_min(0))
+    cross = image - q * values
+    overlap = float(torch.linalg.eigvalsh(cross.T @ cross)[-1].clamp_min(0)) + HIDDEN
+    basis = q * (values - least).clamp_min(0).sqrt()
+    below = ((least**2 + 4 * overlap) ** 0.5 - least) / 2 + HIDDEN
+    above = _bound_top_eigenvalue(matrix - basis @ basis.T, ABOVE_GUESS * float(values[len(values) // 4]))
+    return Spread(basis.float(), below + moments.error, above + moments.error, _projection_slack(basis, rounding))
 
 
 def _projection_slack(basis: Tensor, rounding: float) -> float:
@@ -106,9 +127,15 @@ def _projection_slack(basis: Tensor, rounding: float) -> float:
     return (2 * float(torch.linalg.matrix_norm(basis)) + 1) * rounding
 
 
-def _bound_spectral_norm(matrix: Tensor) -> float:
-    """Return a number not below any eigenvalue's size of a symmetric float64 matrix: ‖X²‖ to the power 1/2."""
-    single = matrix.float()
-    norm = float(torch.linalg.matrix_norm(matrix))
-    error = gamma(matrix.shape[0] + 4) * norm**2
-    return float((torch.linalg.matrix_norm((single @ single).double()) + error) ** 0.5)
+def _bound_top_eigenvalue(matrix: Tensor, guess: float) -> float:
+    """Return a number not below the largest eigenvalue of a symmetric float64 matrix of trace at most about 1."""
+    bound = max(guess, 0.0) + SMALLEST_GUESS
+    # No eigenvalue exceeds the trace.
+    while bound < 2:
+        shifted = -matrix
+        shifted.diagonal().add_(bound)
+        if int(torch.linalg.cholesky_ex(shifted).info) == 0:
+            # Rounding hides (n + 1) units of the trace at most.
+            return bound + HIDDEN * (1 + matrix.shape[0] * bound)
+        bound *= GUESS_GROWTH
+    return 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,7 +50,7 @@ def place_tokens(voters: Voters) -> Supernodes:
     return Supernodes(tokens.sizes, members, None, tokens.rows, tokens.rows, errors)
 
 
-def merge(nodes: Supernodes, labels: Tensor, count: int, voters: Voters, region: Region) -> Supernodes:
+def merge(nodes: Supernodes, labels: Tensor, count: int, voters: Voters, region: Region | None) -> Supernodes:
     """Return the supernodes of a partition of the nodes.
 
     Source: Eq. 4 (right) and Eq. 5. A supernode's V depends on its mask alone, so one that stays as it is keeps its V;
@@ -60,7 +61,7 @@ def merge(nodes: Supernodes, labels: Tensor, count: int, voters: Voters, region:
         labels: ``(s,)`` int64 group of each node in [0, count), no group empty.
         count: number of groups.
         voters: of the picture.
-        region: how Eq. 5 is read.
+        region: how Eq. 5 is read; None leaves the V of new supernodes to :func:`complete`: their error is infinite.
     """
     d = voters.width
     if nodes.sums is None:
@@ -81,8 +82,16 @@ def merge(nodes: Supernodes, labels: Tensor, count: int, voters: Voters, region:
     index = changed.nonzero()[:, 0]
     members = torch.cat([labels, labels.new_tensor([-1])])[nodes.members]
     merged = Supernodes(sizes, members, sums, means, features, errors)
-    _elect(merged, index, voters, region)
+    if region is None:
+        errors[index] = torch.inf
+    else:
+        _elect([(merged, index)], voters, region)
     return merged
+
+
+def complete(waiting: Sequence[tuple[Supernodes, Tensor]], voters: Voters, region: Region) -> None:
+    """Compute in one go, in place, each V that :func:`merge` left open among the chosen nodes of some layers."""
+    _elect([(nodes, index[nodes.errors[index].isinf()]) for nodes, index in waiting], voters, region)
 
 
 def select(nodes: Supernodes, index: Tensor) -> Supernodes:
@@ -94,15 +103,16 @@ def select(nodes: Supernodes, index: Tensor) -> Supernodes:
 
 def refine(nodes: Supernodes, index: Tensor, voters: Voters, region: Region) -> None:
     """Compute V of the chosen nodes anew, in place, with far smaller errors; not before the first layer."""
-    features, errors = voters.elect(_exact_queries(nodes, index, voters, region), exact=False)
+    queries = _exact_queries(nodes, index, voters, region, exact=False)
+    features, errors = voters.elect(queries, _reach(nodes.sizes[index], region), exact=False)
     nodes.features[index], nodes.errors[index] = features.float(), errors + 2 * UNIT
 
 
-def exact_means(nodes: Supernodes, index: Tensor, voters: Voters) -> Tensor:
-    """Return U of the chosen nodes in float64."""
+def exact_means(nodes: Supernodes, index: Tensor, voters: Voters, exact: bool = True) -> Tensor:
+    """Return U of the chosen nodes in float64: of the exact tokens, or of the rounded ones at a fraction of the cost."""
     if nodes.sums is None:
         return voters.tokens.exact(index)
-    return _exact_sums(nodes, index, voters) / nodes.sizes[index, None]
+    return _exact_sums(nodes, index, voters, exact) / nodes.sizes[index, None]
 
 
 def exact_features(nodes: Supernodes, index: Tensor, voters: Voters, region: Region) -> Tensor:
@@ -112,16 +122,17 @@ def exact_features(nodes: Supernodes, index: Tensor, voters: Voters, region: Reg
     return voters.elect(_exact_queries(nodes, index, voters, region))[0]
 
 
-def _exact_sums(nodes: Supernodes, index: Tensor, voters: Voters) -> Tensor:
+def _exact_sums(nodes: Supernodes, index: Tensor, voters: Voters, exact: bool = True) -> Tensor:
     number_of_token = _renumber(nodes, index)
     sums = torch.zeros(index.numel(), voters.width, dtype=torch.float64, device=index.device)
     for part in torch.split((number_of_token >= 0).nonzero()[:, 0], ROW_CHUNK):
-        sums.index_add_(0, number_of_token[part], voters.tokens.exact(part) * voters.tokens.sizes[part, None])
+        rows = voters.tokens.exact(part) if exact else voters.tokens.rows[part].double()
+        sums.index_add_(0, number_of_token[part], rows * voters.tokens.sizes[part, None])
     return sums
 
 
-def _exact_queries(nodes: Supernodes, index: Tensor, voters: Voters, region: Region) -> Tensor:
-    return _queries(_exact_sums(nodes, index, voters), nodes.sizes[index], region)
+def _exact_queries(nodes: Supernodes, index: Tensor, voters: Voters, region: Region, exact: bool = True) -> Tensor:
+    return _queries(_exact_sums(nodes, index, voters, exact), nodes.sizes[index], region)
 
 
 def _renumber(nodes: Supernodes, index: Tensor) -> Tensor:
@@ -135,14 +146,25 @@ def _queries(sums: Tensor, sizes: Tensor, region: Region) -> Tensor:
     return (sums / sizes[:, None] if region.affinity == "mean" else sums) / region.sigma
 
 
-def _elect(nodes: Supernodes, index: Tensor, voters: Voters, region: Region) -> None:
+def _reach(sizes: Tensor, region: Region) -> Tensor:
+    """The norms that queries would have if all tokens of each region agreed, float64."""
+    return (torch.ones_like(sizes) if region.affinity == "mean" else sizes).double() / region.sigma
+
+
+def _elect(chosen: Sequence[tuple[Supernodes, Tensor]], voters: Voters, region: Region) -> None:
     """Eq. 5 of the chosen nodes, in place: in float32, and in float64 where float32 certifies too little."""
-    assert nodes.sums is not None
-    sizes = nodes.sizes[index]
-    reach = (torch.ones_like(sizes) if region.affinity == "mean" else sizes).double() / region.sigma
-    features, errors = voters.elect(_queries(nodes.sums[index], sizes, region).float(), reach)
-    poor = (errors > WORST_ERROR).nonzero()[:, 0]
-    if poor.numel():
-        features[poor] = exact_features(nodes, index[poor], voters, region).float()
-        errors[poor] = 2 * UNIT
-    nodes.features[index], nodes.errors[index] = features, errors
+    queries, reaches = [], []
+    for nodes, index in chosen:
+        assert nodes.sums is not None
+        sizes = nodes.sizes[index]
+        queries.append(_queries(nodes.sums[index], sizes, region).float())
+        reaches.append(_reach(sizes, region))
+    counts = [len(index) for _, index in chosen]
+    elected = voters.elect(torch.cat(queries), torch.cat(reaches))
+    parts = (torch.split(values, counts) for values in elected)
+    for (nodes, index), features, errors in zip(chosen, *parts, strict=True):
+        poor = (errors > WORST_ERROR).nonzero()[:, 0]
+        if poor.numel():
+            features[poor] = exact_features(nodes, index[poor], voters, region).float()
+            errors[poor] = 2 * UNIT
+        nodes.features[index], nodes.errors[index] = features, errors

@@ -15,7 +15,7 @@ from s2uniseg_d2.core.labelers.emission import MaskCollector
 from s2uniseg_d2.core.labelers.graph import build_token_graph, contract_edges
 from s2uniseg_d2.core.labelers.identify import Identification, Identifier, Weighting
 from s2uniseg_d2.core.labelers.rounding import full_float32
-from s2uniseg_d2.core.labelers.supernodes import Region, Supernodes, merge, place_tokens, select
+from s2uniseg_d2.core.labelers.supernodes import Region, Supernodes, complete, merge, place_tokens, select
 from s2uniseg_d2.core.labelers.voters import Voters
 from s2uniseg_d2.core.structures import PseudoLabels
 
@@ -97,7 +97,9 @@ class Layer(NamedTuple):
         instance: ``(rows, columns)`` int64 supernode of every valid token.
         semantic: the same after semantic pooling, -1 where the supernode is too small to take part.
         instance_nodes: the instance supernodes, with their Eq. 5 features.
-        semantic_nodes: the semantic supernodes.
+        semantic_nodes: the semantic supernodes; V of the new ones is left to :func:`.supernodes.complete`, because no
+            layer reads it and most masks of a layer are those of the one before.
+        voters: of the picture.
         steps: what each Identify step took, semantic pooling last.
     """
 
@@ -105,6 +107,7 @@ class Layer(NamedTuple):
     semantic: Tensor
     instance_nodes: Supernodes
     semantic_nodes: Supernodes
+    voters: Voters
     steps: tuple[Identification, ...]
 
 
@@ -131,6 +134,7 @@ class UniAP:
         """
         self.config = config or UniAPConfig()
         self.batched = batched
+        self._region = Region(self.config.sigma, self.config.region_affinity)
 
     def __call__(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[PseudoLabels]:
         """Return the pseudo-masks of every picture.
@@ -158,6 +162,7 @@ class UniAP:
                 masks = MaskCollector((features.shape[2], features.shape[3]), self.config)
                 for layer in self.iterate_layers(tokens):
                     masks.add(layer.instance, layer.instance_nodes, layer.semantic, layer.semantic_nodes)
+                complete(masks.found(), layer.voters, self._region)
                 labels.append(masks.finish(features.shape[1], features.device))
         return labels
 
@@ -167,7 +172,7 @@ class UniAP:
             return []
         grid, config = (features.shape[2], features.shape[3]), self.config
         nodes, voters, edges, places = lay_out(maps, config.voter_pool)
-        pool = BatchPool(Weighting(config.omega_f, config.omega_s), Region(config.sigma, config.region_affinity))
+        pool = BatchPool(Weighting(config.omega_f, config.omega_s), self._region)
         collectors = [MaskCollector(grid, config) for _ in maps]
         before = torch.tensor([tokens[0].numel() for tokens in maps], device=features.device)
         for tau in config.taus:
@@ -224,8 +229,7 @@ class UniAP:
         voters = Voters(graph.select_nodes(tokens), graph.sizes, graph.grid)
         if self.config.voter_pool > graph.side:
             voters = voters.pool(self.config.voter_pool // graph.side)
-        region = Region(self.config.sigma, self.config.region_affinity)
-        identifier = Identifier(voters, Weighting(self.config.omega_f, self.config.omega_s), region)
+        identifier = Identifier(voters, Weighting(self.config.omega_f, self.config.omega_s), self._region)
         nodes, edges = place_tokens(voters), graph.edges
         before = graph.node_of_token.numel()  # that equal tokens of a block are one node already is a merge as well
         for tau in self.config.taus:
@@ -234,7 +238,7 @@ class UniAP:
                 steps.append(identifier.group_edges(nodes, edges, tau))
                 labels = steps[-1].labels
                 count = int(labels.max()) + 1
-                nodes = merge(nodes, labels, count, voters, region)
+                nodes = merge(nodes, labels, count, voters, self._region)
                 edges = contract_edges(edges, labels, count)
                 if not self.config.until_stable or count == before:
                     break
@@ -243,11 +247,11 @@ class UniAP:
             large = select(nodes, chosen)
             steps.append(identifier.group_pairs(large, tau))
             groups = steps[-1].labels
-            merged = merge(large, groups, int(groups.max()) + 1 if groups.numel() else 0, voters, region)
+            merged = merge(large, groups, int(groups.max()) + 1 if groups.numel() else 0, voters, None)
             group_of_node = torch.full_like(nodes.sizes, -1)
             group_of_node[chosen] = groups
             assignment = nodes.members[graph.node_of_token]
-            yield Layer(assignment, group_of_node[assignment], nodes, merged, tuple(steps))
+            yield Layer(assignment, group_of_node[assignment], nodes, merged, voters, tuple(steps))
 
     def _valid_maps(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None) -> list[Tensor]:
         """Check the arguments and cut every picture to its valid rectangle."""

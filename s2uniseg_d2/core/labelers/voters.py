@@ -13,20 +13,25 @@ from torch import Tensor
 
 from s2uniseg_d2.core.labelers.rounding import UNIT, gamma
 from s2uniseg_d2.core.labelers.spread import Moments, Spread, bound_spread, bound_spread_coarsely, measure_moments
+from s2uniseg_d2.core.ops.products import multiply
 
 # A vector shorter than this has no direction in float64 arithmetic; L2N makes it zero.
 SHORTEST = 1e-9
 # Float32 votes that come no nearer to the exact ones, by the rounding of their logits alone, are no embeddings.
 EMBEDDING_ROUNDING = 4e-6
-ROW_CHUNK = 256
+ROW_CHUNK = 512
+# Float32 factors of a binary exponent up to this size keep all their digits.
+DIGITS_KEPT = 100
 VOTER_CHUNK = 2048
 QUERY_CHUNK = 512
 # Directions of the coarse bounds.
-COARSE_RANK = 16
+COARSE_RANK = 64
 # Groups of neighbouring voters whose means bound Eq. 2 from below, about.
 GROUPS = 256
 # Rows that float32 adds up before float64 takes over.
 SHORT_SUM = 16
+# Largest number of values of F that are kept in float64 once they were asked for, 128 MiB.
+MOST_KEPT = 2**24
 # Parts of a float32 sum of products, added up afterwards: the fewer terms in a row, the smaller the certain error.
 PARTS = 4
 # Units by which a row may be off in norm.
@@ -98,11 +103,14 @@ class Voters:
             raw = raw / raw.abs().amax(dim=0)
         self._set(raw, sizes, grid or (1, k))
         self._inverse_norms = torch.empty(k, dtype=torch.float64, device=raw.device)
-        self.rows = torch.empty(k, d, dtype=torch.float32, device=raw.device)
+        self.rows = torch.empty(k, d, dtype=torch.float32, device=raw.device).copy_(self._raw.t())
         for part in _slices(k, ROW_CHUNK):
-            exact = self._raw[:, part].t().double()
-            self._inverse_norms[part] = torch.einsum("kd,kd->k", exact, exact).rsqrt()
-            self.rows[part] = exact * self._inverse_norms[part, None]
+            exact = self.rows[part].double() if raw.dtype != torch.float64 else self._raw[:, part].t()
+            inverse = self._inverse_norms[part] = torch.linalg.vecdot(exact, exact).rsqrt()
+            if raw.dtype != torch.float64 and bool((inverse.abs().log2().abs() < DIGITS_KEPT).all()):
+                self.rows[part] *= inverse[:, None].float()
+            else:
+                self.rows[part] = exact * inverse[:, None]
 
     def _set(self, raw: Tensor, sizes: Tensor, grid: tuple[int, int]) -> None:
         self.tokens = self
@@ -159,11 +167,17 @@ class Voters:
             return self.rows[part]
         if exact:
             return self.exact(part)
+        if self.rows.numel() <= MOST_KEPT:
+            return self._double_rows[part]
         rows = self.rows[part]
-        return self._double_rows[: rows.shape[0]].copy_(rows)
+        return self._double_chunk[: rows.shape[0]].copy_(rows)
 
     @cached_property
     def _double_rows(self) -> Tensor:
+        return self.rows.double()
+
+    @cached_property
+    def _double_chunk(self) -> Tensor:
         # Reused by every chunk: fresh memory for each costs more than the conversion.
         return torch.empty(min(VOTER_CHUNK, len(self)), self.width, dtype=torch.float64, device=self.rows.device)
 
@@ -175,8 +189,8 @@ class Voters:
     @cached_property
     def coarse_spread(self) -> Spread:
         """Cheap bounds on the voters' spread, made when first asked for."""
-        start = torch.linspace(0, len(self) - 1, min(COARSE_RANK, self.width)).long()
-        return bound_spread_coarsely(self._moments, self.exact(start.to(self.rows.device)).T, self.rounding)
+        start = torch.linspace(0, len(self) - 1, min(COARSE_RANK, self.width), device=self.rows.device).long()
+        return bound_spread_coarsely(self._moments, self.rows[start].double().T, self.rounding)
 
     @cached_property
     def _moments(self) -> Moments:
@@ -188,13 +202,16 @@ class Voters:
         labels, grid = self._square_groups(max(1, round((len(self) / GROUPS) ** 0.5)))
         count = grid[0] * grid[1]
         weights = torch.zeros(count, dtype=torch.float64, device=labels.device).index_add_(0, labels, self.weights)
-        sums = sum_rows(self.rows * self._weights32[:, None], labels, count)
-        return VoterGroups((sums / weights[:, None]).float(), weights.float())
+        if bool((self.sizes == self.sizes[0]).all()):
+            means = sum_rows(self.rows, labels, count) / torch.bincount(labels, minlength=count)[:, None]
+        else:
+            means = sum_rows(self.rows * self._weights32[:, None], labels, count) / weights[:, None]
+        return VoterGroups(means.float(), weights.float())
 
     def bound_disagreement_below(self, means: Tensor, ends: Tensor) -> Tensor:
         """Return a lower bound on :meth:`disagreement` ``(e,)``, float64: Σ_g w_g |D·μ_g| over the group means μ_g."""
         means, ends = used_rows(means, ends)
-        votes = means @ self.groups.means.T
+        votes = multiply(means, self.groups.means.T)
         bound = torch.empty(ends.shape[1], dtype=torch.float64, device=means.device)
         for first in range(0, ends.shape[1], QUERY_CHUNK):
             i, j = ends[:, first : first + QUERY_CHUNK]
@@ -207,7 +224,8 @@ class Voters:
         Args:
             means: ``(n, d)`` U, norms at most 1, float32 (means of ``rows``) or float64 (exact).
             ends: ``(2, e)`` int64 pairs of rows of ``means``.
-            exact: for float64 means, whether to read F exactly; ``rows`` in float64 arithmetic cost a fraction.
+            exact: for float64 means, whether to read F exactly; ``rows`` in float64 arithmetic cost a fraction, and the
+                means may be those of ``rows`` then.
 
         Returns:
             Float64 values ``(e,)`` and bounds on their errors ``(e,)``, zero for exact ones.
@@ -219,13 +237,13 @@ class Voters:
         for part in _slices(len(self), VOTER_CHUNK):
             rows = self._rows_for(means, part, exact)
             weights = self.weights[part].to(means.dtype)
-            votes = means @ rows.T if by_node else None
+            votes = multiply(means, rows.T) if by_node else None
             for first in range(0, ends.shape[1], QUERY_CHUNK):
                 i, j = ends[:, first : first + QUERY_CHUNK]
-                gap = votes[i] - votes[j] if votes is not None else (means[i] - means[j]) @ rows.T
+                gap = votes[i] - votes[j] if votes is not None else multiply(means[i] - means[j], rows.T)
                 total[first : first + QUERY_CHUNK] += gap.abs_() @ weights
         if means.dtype == torch.float64:
-            return total, torch.full_like(total, 0.0 if exact else 2 * ROW_ERROR * UNIT)
+            return total, torch.full_like(total, 0.0 if exact else 4 * ROW_ERROR * UNIT)
         return total, 3 * self.rounding + gamma(VOTER_CHUNK + 2) * total
 
     def elect(self, queries: Tensor, reach: Tensor | None = None, exact: bool = True) -> tuple[Tensor, Tensor]:
@@ -233,9 +251,10 @@ class Voters:
 
         Args:
             queries: ``(n, d)`` the regions' vectors over σ, float32 (made of means of ``rows``) or float64 (exact).
-            reach: ``(n,)`` float64, for float32 queries: what their norms would be if all tokens of a region agreed;
-                None: the queries are exact but for their last digit.
-            exact: for float64 queries, whether to read F exactly; ``rows`` in float64 arithmetic cost a fraction.
+            reach: ``(n,)`` float64, for queries made of ``rows``: what their norms would be if all tokens of a region
+                agreed; None: the queries are exact but for their last digit.
+            exact: for float64 queries, whether to read F exactly; ``rows`` in float64 arithmetic cost a fraction, and the
+                queries may be those of ``rows`` then.
 
         Returns:
             ``(n, d)`` in the queries' type, and a bound ``(n,)`` on the Euclidean error of each row, float64; 2 says
@@ -257,13 +276,13 @@ class Voters:
         vote = torch.zeros(queries.shape, dtype=torch.float64, device=queries.device)
         for part in _slices(len(self), VOTER_CHUNK):
             rows = self._rows_for(queries, part, exact)
-            logits = _add_products(queries, rows.T)
+            logits = self._compare_in_parts(queries, part) if single else multiply(queries, rows.T)
             top = torch.maximum(peak, logits.amax(dim=1, keepdim=True).double())
             lowest = torch.minimum(lowest, logits.amin(dim=1, keepdim=True).double())
             ballots = (logits - top.to(logits.dtype)).exp_().mul_(self.weights[part].to(logits.dtype))
             fade = (peak - top).exp()
             mass = mass * fade + ballots.sum(dim=1, keepdim=True)
-            vote = vote * fade + _add_products(ballots, rows)
+            vote = vote * fade + (_vote_in_parts(ballots, rows) if single else multiply(ballots, rows))
             peak = top
         elected = normalise_rows(vote / mass)
         length = torch.linalg.vector_norm(vote / mass, dim=1)
@@ -272,15 +291,32 @@ class Voters:
         if exact:
             return elected, torch.zeros_like(length)
         norms = torch.linalg.vector_norm(queries, dim=1)
-        return elected, _direction_error(torch.expm1(ROW_ERROR * UNIT * norms) + ROW_ERROR * UNIT, length)
+        return elected, _direction_error(torch.expm1(ROW_ERROR * UNIT * (norms + reach)) + ROW_ERROR * UNIT, length)
+
+    def _compare_in_parts(self, queries: Tensor, part: slice) -> Tensor:
+        """Inner products in float32 as sums over parts of the width: the fewer terms in a row, the smaller the error."""
+        logits = queries.new_zeros(())
+        for some, columns in zip(torch.split(queries, self._part_width, dim=1), self._width_parts, strict=True):
+            product = multiply(some, columns[part].T)
+            logits = product if logits.dim() == 0 else logits.add_(product)
+        return logits
+
+    @property
+    def _part_width(self) -> int:
+        return -(-self.width // PARTS)
+
+    @cached_property
+    def _width_parts(self) -> list[Tensor]:
+        # Copies: products of parts of a wider matrix are slow.
+        return [columns.contiguous() for columns in torch.split(self.rows, self._part_width, dim=1)]
 
     def _election_error(self, queries: Tensor, reach: Tensor, span: Tensor, length: Tensor) -> Tensor:
         """Bound the error of float32 votes whose logits span ``span`` and whose average has length ``length``."""
         norms = torch.linalg.vector_norm(queries.double(), dim=1)
         # Logits: queries, rows and an inner product; then the subtraction, exp (a few units) and the token weight.
-        logit = gamma(-(-self.width // PARTS) + PARTS + 6) * norms + VECTOR_ERROR * UNIT * reach
+        logit = gamma(self._part_width + PARTS + 6) * norms + VECTOR_ERROR * UNIT * reach
         ballot = torch.expm1(logit + UNIT * span + 8 * UNIT)
-        terms = gamma(-(-min(VOTER_CHUNK, len(self)) // PARTS) + PARTS + 6)
+        terms = gamma(min(VOTER_CHUNK // PARTS, len(self)) + PARTS + 6)
         error = (ballot + terms * (1 + ballot)) / (1 - ballot).clamp_min(0.1)
         good = (ballot < 0.1) & (UNIT * norms < EMBEDDING_ROUNDING * length)
         return torch.where(good, _direction_error(error, length) + 2 * UNIT, 2.0)
@@ -293,17 +329,13 @@ def _direction_error(error: Tensor, length: Tensor) -> Tensor:
     return torch.where(relative < 0.1, 1.1 * relative, 2.0)
 
 
-def _add_products(a: Tensor, b: Tensor) -> Tensor:
-    """Return a @ b, in float32 as the sum of PARTS products over parts of the inner axis."""
-    if a.dtype != torch.float32:
-        return a @ b
-    size = -(-a.shape[1] // PARTS)
-    parts = zip(torch.split(a, size, dim=1), torch.split(b, size), strict=True)
-    first, second = next(parts)
-    total = first @ second
-    for first, second in parts:
-        total += first @ second
-    return total
+def _vote_in_parts(ballots: Tensor, rows: Tensor) -> Tensor:
+    """Return ballots @ rows in float32 as the sum over PARTS parts of a full chunk's voters."""
+    size = VOTER_CHUNK // PARTS
+    vote = multiply(ballots[:, :size], rows[:size])
+    for start in range(size, rows.shape[0], size):
+        vote += multiply(ballots[:, start : start + size], rows[start : start + size])
+    return vote
 
 
 def _slices(count: int, size: int) -> list[slice]:

@@ -29,11 +29,13 @@ def connected_components(edges: Tensor, count: int) -> Tensor:
     _check(edges, count)
     if edges.device.type != "cpu":
         return propagate_labels(edges, count)
-    tail, head = edges.numpy()
-    graph = coo_matrix((np.ones(tail.size, dtype=np.int8), (tail, head)), shape=(count, count))
+    if not edges.shape[1]:
+        return torch.arange(count)
+    tails, heads = edges.to(torch.int32).numpy()
+    # In the form that scipy works on, so that it copies and checks nothing more.
+    graph = coo_matrix((np.ones(tails.size), (tails, heads)), shape=(count, count)).tocsr()
     # scipy documents no order of its labels.
-    raw = torch.from_numpy(scipy_components(graph, directed=False)[1].astype(np.int64)) if count else edges.new_zeros(0)
-    return _number_by_first_node(raw)
+    return _number_by_first_node(torch.from_numpy(scipy_components(graph, directed=False)[1].astype(np.int64)))
 
 
 def propagate_labels(edges: Tensor, count: int) -> Tensor:
