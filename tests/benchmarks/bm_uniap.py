@@ -6,14 +6,15 @@ python tests/benchmarks/bm_uniap.py --methods uniap --sizes 128 --batch 16 --dev
 
 Each case runs in a process of its own, so that "peak_memory_mib" is the method's: the process's high-water mark, with
 the imports and features of "memory_before_mib"; on a GPU what torch allocated there. Baselines run on the CPU, on the
-same features as UniAP: greedy merging up to 64 x 64 tokens, normalised cuts up to 60 x 60 (once, as they are slow; 60
+same features as UniAP: greedy merging up to 64 x 64 tokens (with a heap, and as it is usually written, looking through
+all pairs before each merge), normalised cuts up to 60 x 60 (once, as they are slow; 60
 is added to larger sizes) and Ward clustering up to 128 x 128.
 
 "edges" are the candidate pairs that enter each layer, "undecided" those left to Eq. 2 and "exact" those left to
 float64, for instance and semantic pooling. "floor_seconds" is what the matrix products that no known shortcut avoids
 take at the rate of a large float32 product, measured right after: the second moments (N·d², by symmetry) and Eq. 5 of
-each new supernode (4·N·d), for N different tokens. "copy_seconds" is one copy of the map. The last line tells how the
-cost per token grows from the smallest to the largest size.
+each new supernode or semantic mask (4·N·d), for N different tokens. "copy_seconds" is one copy of the map. The last
+line tells how the cost per token grows from the smallest to the largest size.
 """
 
 from __future__ import annotations
@@ -35,22 +36,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from s2uniseg_d2.core.labelers.emission import MaskCollector
 from s2uniseg_d2.core.labelers.graph import build_token_graph, contract_edges
 from s2uniseg_d2.core.labelers.rounding import full_float32
 from s2uniseg_d2.core.labelers.uniap import Layer, UniAP, UniAPConfig
-from tests.benchmarks.uniap_baselines import cluster_by_ward, cut_masks, merge_greedily
+from s2uniseg_d2.core.ops.products import multiply
+from tests.benchmarks.uniap_baselines import cluster_by_ward, cut_masks, merge_by_scanning, merge_greedily
 from tests.benchmarks.uniap_maps import SYNTHETIC, adjacent_cosines, make_features
 
 Line = dict[str, Any]
-METHODS = ("uniap", "greedy", "cuts", "ward")
+METHODS = ("uniap", "greedy", "scan", "cuts", "ward")
 NAMES = {
     "uniap": "UniAP",
     "batch": "UniAP, batch",
-    "greedy": "greedy pairwise merging",
+    "greedy": "greedy pairwise merging, heap",
+    "scan": "greedy pairwise merging, scanning",
     "cuts": "three normalised cuts",
     "ward": "Ward clustering",
 }
-LARGEST = {"greedy": 64, "cuts": 60, "ward": 128}
+LARGEST = {"greedy": 64, "scan": 64, "cuts": 60, "ward": 128}
 # Tokens per side of the map on which the baselines load what they need, before the clock runs.
 WARM_SIDE = 4
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -103,12 +107,17 @@ def time_batch(features: torch.Tensor, repeats: int) -> Line:
 
 def time_baseline(method: str, features: torch.Tensor, repeats: int) -> Line:
     tokens, taus = features[0].numpy(), UniAPConfig().taus
-    call = {"greedy": lambda x: merge_greedily(x, taus), "cuts": cut_masks, "ward": cluster_by_ward}[method]
+    call = {
+        "greedy": lambda x: merge_greedily(x, taus),
+        "scan": lambda x: merge_by_scanning(x, taus),
+        "cuts": cut_masks,
+        "ward": cluster_by_ward,
+    }[method]
     call(tokens[:, :WARM_SIDE, :WARM_SIDE])
     before = read_memory(features.device)
     line, result = measure(lambda: call(tokens), 1 if method == "cuts" else repeats, features.device)
     line.update(before | {"peak_memory_mib": read_peak(features.device)})
-    if method == "greedy":
+    if method in ("greedy", "scan"):
         line["regions"] = [len(set(partition.ravel().tolist())) for partition in result]
     elif method == "cuts":
         line["mask_tokens"] = result.sum(axis=(1, 2)).tolist()
@@ -123,6 +132,7 @@ def describe_layers(tokens: torch.Tensor, layers: Iterable[Layer]) -> Line:
     d, voters, edges = tokens.shape[0], graph.sizes.numel(), graph.edges
     line: Line = {"nodes": [], "edges": [], "semantic_candidates": [], "undecided": [], "exact": []}
     elected = 0
+    masks = MaskCollector((tokens.shape[1], tokens.shape[2]), UniAPConfig())
     for level, layer in enumerate(layers):
         *instance, semantic = layer.steps
         line["edges"].append(edges.shape[1])
@@ -130,12 +140,12 @@ def describe_layers(tokens: torch.Tensor, layers: Iterable[Layer]) -> Line:
             groups = torch.bincount(step.labels)
             elected += int((groups > (0 if level == number == 0 else 1)).sum())
             edges = contract_edges(edges, step.labels, groups.numel())
-        elected += int((torch.bincount(semantic.labels) > 1).sum())
+        masks.add(layer.instance, layer.instance_nodes, layer.semantic, layer.semantic_nodes)
         line["nodes"].append(layer.instance_nodes.sizes.numel())
         line["semantic_candidates"].append(semantic.labels.numel())
         line["undecided"].append([step.undecided for step in layer.steps])
         line["exact"].append([step.exact for step in layer.steps])
-    line["elected"] = elected
+    line["elected"] = elected = elected + sum(int(nodes.errors[index].isinf().sum()) for nodes, index in masks.found())
     line["floor_gflop"] = {"moments": voters * d * d / 1e9, "votes": 4 * voters * d * elected / 1e9}
     return line
 
@@ -144,8 +154,8 @@ def measure_products(device: torch.device) -> float:
     """Return the GFLOP/s of a large float32 matrix product."""
     side = PRODUCT_SIDE[device.type]
     a, b = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-    torch.mm(a, b)
-    return 2 * side**3 / 1e9 / measure(lambda: torch.mm(a, b), 5, device)[0]["seconds"]["min"]
+    multiply(a, b)
+    return 2 * side**3 / 1e9 / measure(lambda: multiply(a, b), 5, device)[0]["seconds"]["min"]
 
 
 def count_launches(call: Callable[[], object], device: torch.device) -> Line:

@@ -85,9 +85,9 @@ def test_sixty_is_added_for_the_cuts_alone(monkeypatch):
     arguments = bm_uniap.parse_arguments()
     arguments.methods = list(bm_uniap.METHODS)
     chosen = {side: bm_uniap.choose_methods(side, arguments) for side in (32, 60, 64, 128, 256)}
-    assert chosen[32] == ["uniap", "greedy", "cuts", "ward", "batch"]
+    assert chosen[32] == ["uniap", "greedy", "scan", "cuts", "ward", "batch"]
     assert chosen[60] == ["uniap", "cuts"]
-    assert chosen[64] == ["uniap", "greedy", "ward", "batch"]
+    assert chosen[64] == ["uniap", "greedy", "scan", "ward", "batch"]
     assert chosen[128] == ["uniap", "ward", "batch"]
     assert chosen[256] == ["uniap", "batch"]
 
@@ -112,7 +112,7 @@ def test_bad_arguments_are_refused(words, message, monkeypatch, capsys):
 def test_without_scikit_learn_the_other_methods_run(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bm"])
     monkeypatch.setattr(bm_uniap.importlib.util, "find_spec", lambda name: None)
-    assert bm_uniap.parse_arguments().methods == ["uniap", "greedy", "cuts"]
+    assert bm_uniap.parse_arguments().methods == ["uniap", "greedy", "scan", "cuts"]
     assert "pip install scikit-learn" in json.loads(capsys.readouterr().out)["skipped"]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.benchmarks.uniap_baselines import cluster_by_ward, cut_masks, merge_greedily
+from tests.benchmarks.uniap_baselines import cluster_by_ward, cut_masks, merge_by_scanning, merge_greedily
 
 
 def at_angles(degrees: list[list[float]]) -> np.ndarray:
@@ -90,3 +90,11 @@ def test_ward_gives_as_many_connected_clusters_as_asked():
     # Like bands that do not touch stay apart, though the middle one varies more than they differ.
     bands = at_angles([[0, 0, 90, 94, 1, 1]] * 4)
     assert groups(cluster_by_ward(bands, clusters=3)) == [0, 0, 1, 1, 2, 2] * 4
+
+
+def test_scanning_and_the_heap_merge_alike():
+    features = np.random.default_rng(3).normal(size=(6, 9, 8)).astype(np.float32) + 0.4
+    taus = (0.8, 0.5, 0.2)
+    for scanned, heaped in zip(merge_by_scanning(features, taus), merge_greedily(features, taus), strict=True):
+        assert groups(scanned) == groups(heaped)
+        assert 1 < len(set(groups(scanned))) < 72

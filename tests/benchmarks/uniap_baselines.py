@@ -76,6 +76,41 @@ def merge_greedily(features: Map, taus: Sequence[float]) -> NDArray[np.int64]:
     return np.stack(partitions)
 
 
+def merge_by_scanning(features: Map, taus: Sequence[float]) -> NDArray[np.int64]:
+    """Return what :func:`merge_greedily` returns, looking through all pairs for the most similar one before each merge.
+
+    The plain form of iterative merging: no heap, one array of similarities, of which those of the new region are
+    computed anew.
+
+    Args:
+        features: ``(d, rows, columns)``.
+        taus: thresholds, decreasing.
+    """
+    shape = features.shape[1:]
+    sums = unit_rows(features)
+    unit = sums.copy()
+    index = np.arange(len(sums)).reshape(shape)
+    tails = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
+    heads = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
+    cosines = np.einsum("ed,ed->e", unit[tails], unit[heads])
+    parent = np.arange(len(sums))
+    partitions = []
+    for tau in taus:
+        while len(cosines) and cosines[best := int(cosines.argmax())] >= tau:
+            i, j = int(tails[best]), int(heads[best])
+            parent[j] = i
+            sums[i] += sums[j]
+            unit[i] = sums[i] / np.sqrt(sums[i] @ sums[i])
+            tails[tails == j] = i
+            heads[heads == j] = i
+            cosines[tails == heads] = -np.inf
+            touched = np.flatnonzero(((tails == i) | (heads == i)) & (tails != heads))
+            cosines[touched] = unit[np.where(tails[touched] == i, heads[touched], tails[touched])] @ unit[i]
+        parent = _roots(parent)
+        partitions.append(parent.reshape(shape).copy())
+    return np.stack(partitions)
+
+
 def cut_masks(features: Map, count: int = 3, threshold: float = CUT_THRESHOLD) -> NDArray[np.bool_]:
     """Return ``(count, rows, columns)`` masks, each from a dense normalised cut of what the ones before left over.
 

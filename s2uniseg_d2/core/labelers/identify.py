@@ -139,7 +139,8 @@ class Identifier:
     def _compare_tokens(self, edges: Tensor) -> Tensor:
         """Return Eq. 1 of pairs of nodes that are tokens still, in float64."""
         i, j = (self._voters.tokens.exact(ends) for ends in edges)
-        return torch.linalg.vecdot(i, j)
+        cosines: Tensor = torch.linalg.vecdot(i, j)
+        return cosines
 
     def _bracket(self, feature: Tensor, slack: Tensor, narrowest: Tensor, widest: Tensor) -> tuple[Tensor, Tensor]:
         """Return bounds on S from Eq. 1 with its error and bounds on Σ_k w_k |D·F_k|."""
@@ -192,7 +193,11 @@ class Identifier:
         reach = torch.empty_like(gap)
         for start in range(0, edges.shape[1], EDGE_CHUNK):
             i, j = ends[:, start : start + EDGE_CHUNK]
-            apart = projections[i] - projections[j] if projections is not None else multiply(means[i] - means[j], spread.basis)
+            apart = (
+                projections[i] - projections[j]
+                if projections is not None
+                else multiply(means[i] - means[j], spread.basis)
+            )
             reach[start : start + EDGE_CHUNK] = torch.linalg.vector_norm(apart, dim=1)
         squared_gap = gap.square()
         low = ((reach - spread.slack).clamp_min(0).square() - spread.below * squared_gap).clamp_min(0) / gap

@@ -97,9 +97,9 @@ def bound_spread_coarsely(moments: Moments, start: Tensor, rounding: float) -> S
 
     Orthonormal Q from a few steps of subspace iteration splits C into QᵀCQ = Λ with smallest entry θ, the cross term
     X = (I − QQᵀ)CQ and a rest without negative eigenvalues. With B = Q (Λ − θ)^½, what C exceeds B Bᵀ by is θ on the
-    span of Q, the cross term and the rest: its lowest eigenvalue is at least that of [[θ, −x], [−x, 0]] with x = ‖X‖. Its
-    highest is guessed and proved: a Cholesky factorisation that runs to its end shows that a matrix has no negative
-    eigenvalue beyond its rounding (Rump, BIT 46, 2006).
+    span of Q, the cross term and the rest: its lowest eigenvalue is at least that of [[θ, −x], [−x, 0]] with x = ‖X‖.
+    Its highest is guessed and proved: a Cholesky factorisation that runs to its end shows that a matrix has no
+    negative eigenvalue beyond its rounding (Rump, BIT 46, 2006).
 
     Args:
         moments: C.

@@ -109,7 +109,7 @@ def refine(nodes: Supernodes, index: Tensor, voters: Voters, region: Region) -> 
 
 
 def exact_means(nodes: Supernodes, index: Tensor, voters: Voters, exact: bool = True) -> Tensor:
-    """Return U of the chosen nodes in float64: of the exact tokens, or of the rounded ones at a fraction of the cost."""
+    """Return U of the chosen nodes in float64: of exact tokens, or of rounded ones at a fraction of the cost."""
     if nodes.sums is None:
         return voters.tokens.exact(index)
     return _exact_sums(nodes, index, voters, exact) / nodes.sizes[index, None]

@@ -253,8 +253,8 @@ class Voters:
             queries: ``(n, d)`` the regions' vectors over σ, float32 (made of means of ``rows``) or float64 (exact).
             reach: ``(n,)`` float64, for queries made of ``rows``: what their norms would be if all tokens of a region
                 agreed; None: the queries are exact but for their last digit.
-            exact: for float64 queries, whether to read F exactly; ``rows`` in float64 arithmetic cost a fraction, and the
-                queries may be those of ``rows`` then.
+            exact: for float64 queries, whether to read F exactly; ``rows`` in float64 arithmetic cost a fraction, and
+                the queries may be those of ``rows`` then.
 
         Returns:
             ``(n, d)`` in the queries' type, and a bound ``(n,)`` on the Euclidean error of each row, float64; 2 says
@@ -294,7 +294,10 @@ class Voters:
         return elected, _direction_error(torch.expm1(ROW_ERROR * UNIT * (norms + reach)) + ROW_ERROR * UNIT, length)
 
     def _compare_in_parts(self, queries: Tensor, part: slice) -> Tensor:
-        """Inner products in float32 as sums over parts of the width: the fewer terms in a row, the smaller the error."""
+        """Inner products in float32 as sums over parts of the width: the fewer terms in a row, the smaller the error.
+
+        Near ties go to float64, and there are as many of them as that error is large.
+        """
         logits = queries.new_zeros(())
         for some, columns in zip(torch.split(queries, self._part_width, dim=1), self._width_parts, strict=True):
             product = multiply(some, columns[part].T)

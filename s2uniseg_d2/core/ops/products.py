@@ -46,7 +46,7 @@ def _packed(matrix: Tensor) -> Tensor:
 
 
 def _prefers_linear() -> bool:
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     precision = getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", "none")
     return _rounds_to_float32(torch.get_float32_matmul_precision(), str(precision))
