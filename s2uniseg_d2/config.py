@@ -31,6 +31,8 @@ def _add_trunk(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "S2UniSeg"
     cfg.MODEL.BACKBONE.NAME = "ViTAdapterBackbone"
     cfg.MODEL.WEIGHTS = ""
+    # torch.compile of the student's trunk and decoder in training; the first step takes minutes; needs a C++ compiler
+    cfg.MODEL.COMPILE = False
     # activation checkpointing: the layers of ViT, adapter and decoders keep their inputs alone and run again in the
     # backward pass; same losses and gradients
     cfg.MODEL.RECOMPUTE = False

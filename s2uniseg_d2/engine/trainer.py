@@ -21,6 +21,7 @@ from s2uniseg_d2.data import build_test_loader, build_train_loader, resolve_data
 from s2uniseg_d2.data.center_crop import CenterCrop
 from s2uniseg_d2.evaluation import build_evaluator, format_results
 from s2uniseg_d2.evaluation.build import choose_tasks, crop_for, evaluator_settings
+from s2uniseg_d2.modeling.compilation import compile_student
 
 from .checkpoint import SafeCheckpointer
 from .comparison import comparison_rows, picture_name
@@ -45,6 +46,8 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        if cfg.MODEL.COMPILE:
+            compile_student(model)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = TrainingStep(
             parallelize(model),

@@ -52,3 +52,10 @@ def embed_labels(labels: PseudoLabels, features: Tensor, cells_per_token: int, v
         embeddings = embed_regions(features, token_shares(masks, cells_per_token), vote.sigma, vote.affinity)
         kinds.append(kind._replace(masks=masks, embeddings=embeddings, level=kind.level.to(features.device)))
     return PseudoLabels(*kinds)
+
+
+def enlarge(maps: Tensor, factor: int, height: int, width: int) -> Tensor:
+    """Repeat every cell of ``(n, h, w)`` maps and cut them to ``(n, height, width)``."""
+    if factor > 1:
+        maps = maps.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+    return maps[:, :height, :width]

@@ -25,7 +25,7 @@ from s2uniseg_d2.core.structures import Match, PseudoLabels, QueryPrediction, Ta
 from .backbone import ViTAdapterBackbone
 from .batches import places_by_padding, view_keys
 from .head import QueryGroupHead
-from .labelers import RegionVote, build_uniap, embed_labels
+from .labelers import RegionVote, build_uniap, embed_labels, enlarge
 from .normalizers import Normalizers, count_normalizers
 from .prediction import PredictionSettings, predict_from_labels, predict_from_queries
 from .targets import ViewTargets, crop_labels_to_views
@@ -243,7 +243,7 @@ class S2UniSeg(nn.Module):
         # first, for it looks at the device once, which has nothing of the student's queued yet that would be waited for
         targets = self._crop_targets(batch)
         normalizers = normalizers or self._normalizers(targets)
-        predictions = self.sem_seg_head(self.backbone((views - self.pixel_mean) / self.pixel_std))
+        predictions = self.student_pass(views)
         trained = predictions if self.deep_supervision else predictions[-1:]
         outputs: dict[str, tuple[str, QueryPrediction]] = {}
         problems: dict[str, MatchingProblem] = {}
@@ -273,6 +273,11 @@ class S2UniSeg(nn.Module):
             torch.cat(student_queries), torch.cat(teacher_queries), normalizers.all_pairs, is_last=is_last
         )
         return losses
+
+    def student_pass(self, views: Tensor) -> tuple[QueryPrediction, ...]:
+        """The student's predictions for ``(b, 3, h, w)`` views; what ``compile_student`` replaces."""
+        features = self.backbone((views - self.pixel_mean) / self.pixel_std)
+        return self.sem_seg_head(features)
 
     def _crop_targets(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, ViewTargets]:
         """What each query group should find in the views."""
@@ -378,9 +383,9 @@ class S2UniSeg(nn.Module):
         stride, pictures, cut = self.feature_stride, [], []
         for i, (rows, columns) in enumerate(sizes):
             height, width = (-(-side // 4) for side in images.image_sizes[i])
-            pictures.append(_enlarge(features[i, :, :rows, :columns], stride // 4, height, width))
+            pictures.append(enlarge(features[i, :, :rows, :columns], stride // 4, height, width))
             kinds = [
-                kind._replace(masks=_enlarge(kind.masks[:, :rows, :columns], stride // 4, height, width))
+                kind._replace(masks=enlarge(kind.masks[:, :rows, :columns], stride // 4, height, width))
                 for kind in labels[i]
             ]
             cut.append(PseudoLabels(*kinds))
@@ -393,10 +398,3 @@ class S2UniSeg(nn.Module):
         if not features.isfinite().all():
             raise FloatingPointError("the teacher's features are not finite")
         return features, [(-(-height // stride), -(-width // stride)) for height, width in images.image_sizes]
-
-
-def _enlarge(maps: Tensor, factor: int, height: int, width: int) -> Tensor:
-    """Repeat every cell of ``(n, h, w)`` maps and cut them to ``(n, height, width)``."""
-    if factor > 1:
-        maps = maps.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
-    return maps[:, :height, :width]

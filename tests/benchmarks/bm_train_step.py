@@ -146,6 +146,7 @@ def build(case: dict, folder: str):
     from s2uniseg_d2.config import load_config
     from s2uniseg_d2.data import build_train_loader
     from s2uniseg_d2.engine.optimizer import build_optimizer
+    from s2uniseg_d2.modeling.compilation import compile_student
 
     words = ["MODEL.VIT.WEIGHTS", "", "MODEL.DEVICE", case["device"], "DATASETS.TRAIN", f"('folder:{folder}',)"]
     words += ["DATALOADER.NUM_WORKERS", "0", *case["opts"]]
@@ -156,18 +157,23 @@ def build(case: dict, folder: str):
     model = build_model(cfg)
     model.train()
     model.copy_student_to_teacher()
+    if case["compile"]:
+        compile_student(model)
     return cfg, model, build_optimizer(cfg, model), iter(build_train_loader(cfg))
 
 
-def split_model(parts: Parts, model) -> None:
+def split_model(parts: Parts, model, *, is_compiled: bool) -> None:
     """Name the parts of labelling and of the model's forward pass."""
     from s2uniseg_d2.modeling import s2uniseg
 
     parts.wrap(model.teacher_backbone, "pooling_features", "teacher")
     parts.wrap(model, "labeler", "uniap")
     parts.wrap(s2uniseg, "crop_labels_to_views", "crop")
-    parts.wrap(model.backbone, "forward", "student_trunk")
-    parts.wrap(model.sem_seg_head, "forward", "student_decoder")
+    if is_compiled:
+        parts.wrap(model, "student_pass", "student")
+    else:
+        parts.wrap(model.backbone, "forward", "student_trunk")
+        parts.wrap(model.sem_seg_head, "forward", "student_decoder")
     parts.wrap(s2uniseg, "match_masks", "matching")
 
 
@@ -212,10 +218,12 @@ def run_case(case: dict) -> dict:
             return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
         parts = Parts(device)
-        split_model(parts, model)
+        split_model(parts, model, is_compiled=case["compile"])
         arguments = (parts, model, optimizer, loader, autocast, scaler)
-        take_step(*arguments)  # the first step allocates the optimizer's state
-        line = {"batch": cfg.SOLVER.IMS_PER_BATCH, "views": cfg.INPUT.VIEWS.NUM}
+        start = time.perf_counter()
+        take_step(*arguments)  # allocates the optimizer's state, and compiles
+        first = time.perf_counter() - start
+        line = {"batch": cfg.SOLVER.IMS_PER_BATCH, "views": cfg.INPUT.VIEWS.NUM, "first_step": round(first, 2)}
         if "time" in case["measure"]:
             line |= measure_time(case, parts, arguments)
         if "memory" in case["measure"]:
@@ -286,7 +294,7 @@ def start_case(case: dict, **environment: str) -> dict:
 
 
 def measure_case(case: dict) -> dict:
-    line = {key: case[key] for key in ("recipe", "device", "threads", "amp", "steps", "opts")}
+    line = {key: case[key] for key in ("recipe", "device", "threads", "amp", "compile", "steps", "opts")}
     line["load_before"] = round(os.getloadavg()[0], 2)
     if case["device"] == "cuda":
         return line | start_case({**case, "measure": ["time", "memory"]})
@@ -302,6 +310,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--amp", choices=("", "bfloat16", "float16"), default="", help="autocast; default: float32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the student: minutes before the steps")
     parser.add_argument("--pictures", type=Path, default=None, help="a folder of pictures; default: generated ones")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE words for the config")
@@ -311,7 +320,7 @@ def main() -> None:
         return
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
-    case = {name: getattr(arguments, name) for name in ("steps", "threads", "device", "amp", "opts")}
+    case = {name: getattr(arguments, name) for name in ("steps", "threads", "device", "amp", "compile", "opts")}
     case["pictures"] = str(arguments.pictures.absolute()) if arguments.pictures else ""
     for recipe in arguments.recipes:
         for batch in arguments.batches:
