@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from s2uniseg_d2.core.ops.transfer import to_device
 from s2uniseg_d2.core.schedules import cosine
 from s2uniseg_d2.core.structures import PseudoLabels
 from s2uniseg_d2.modeling import S2UniSeg
@@ -38,30 +38,44 @@ class LabelledLoader:
 
     Items that hold none are labelled by the teacher. Offline labels from a mapper, masks whose embeddings have no width
     yet, keep their masks and get the teacher's embeddings: UniAP does not run for them. Whole labels pass as they are.
-    ``num_masks`` and ``num_dropped`` count what offline labels brought and left out.
+    ``num_masks`` and ``num_dropped`` count what offline labels brought and left out. The model's observer sees how many
+    masks a picture has, by kind, and by kind and level for levels below ``num_levels``.
     """
 
-    def __init__(self, loader: Iterable[Batch], model: S2UniSeg, autocast_dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, loader: Iterable[Batch], model: S2UniSeg, autocast_dtype: torch.dtype | None, num_levels: int = 0
+    ) -> None:
         self.loader = loader
         self.model = model
         self.autocast_dtype = autocast_dtype
+        self.num_levels = num_levels
         self.num_masks = self.num_dropped = 0
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
+            self.model.observer.lap("load")
             bare = [item for item in batch if "pseudo" not in item]
             offline = [item for item in batch if "pseudo" in item and _lacks_embeddings(item["pseudo"])]
             if bare or offline:
-                start = time.perf_counter()
                 kind = self.model.device.type
                 with torch.autocast(kind, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
                     labels = (self.model.label(bare) if bare else []) + (self.model.embed(offline) if offline else [])
                 for item, pseudo in zip(bare + offline, labels, strict=True):
                     item["pseudo"] = pseudo
-                _record_labels(batch, time.perf_counter() - start)
             if offline:
                 self._count(offline)
+            self._observe(batch)
             yield batch
+
+    def _observe(self, batch: Batch) -> None:
+        device, levels = self.model.device, torch.arange(self.num_levels)
+        for kind in PseudoLabels._fields:
+            found = [getattr(item["pseudo"], kind).level for item in batch]
+            self.model.observer.add(f"labels/{kind}_masks", sum(len(level) for level in found), len(batch))
+            if self.num_levels:
+                level = torch.cat(found).to(device, non_blocking=True)
+                by_level = (level[:, None] == to_device(levels, device)).sum(dim=0)
+                self.model.observer.add(f"labels/{kind}_level", by_level, len(batch))
 
     def _count(self, offline: Batch) -> None:
         dropped = sum(item.get("dropped_masks", 0) for item in offline)
@@ -74,15 +88,6 @@ def _lacks_embeddings(labels: PseudoLabels) -> bool:
     return any(kind.embeddings.shape[1] == 0 for kind in labels)
 
 
-def _record_labels(batch: Batch, seconds: float) -> None:
-    storage = get_event_storage()
-    # on a GPU this is the time to launch the work, not to finish it: waiting for it would stall the step
-    storage.put_scalar("label_time", seconds)
-    for kind in ("instance", "semantic"):
-        masks = [len(getattr(item["pseudo"], kind).level) for item in batch]
-        storage.put_scalar(f"labels/{kind}_masks", sum(masks) / len(masks))
-
-
 class PseudoLabelHook(HookBase):
     """Lets the teacher label every batch, or embed its offline labels, before the step sees it.
 
@@ -91,17 +96,19 @@ class PseudoLabelHook(HookBase):
 
     Args:
         autocast_dtype: of the teacher's forward pass; None is full precision. UniAP itself runs in float32.
+        num_levels: of the labels, whose masks are counted by level.
     """
 
-    def __init__(self, autocast_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, autocast_dtype: torch.dtype | None = None, num_levels: int = 0) -> None:
         self.autocast_dtype = autocast_dtype
+        self.num_levels = num_levels
         self._labelled: LabelledLoader | None = None
 
     def before_train(self) -> None:
         """Wrap the loader."""
         loader = self.trainer.data_loader
         self.trainer.data_loader = self._labelled = LabelledLoader(
-            loader, unwrap(self.trainer.model), self.autocast_dtype
+            loader, unwrap(self.trainer.model), self.autocast_dtype, self.num_levels
         )
 
     def after_train(self) -> None:

@@ -63,14 +63,18 @@ def with_full_model_clipping(optimizer_class: type[torch.optim.AdamW], max_norm:
     Detectron2's own clipper knows only norms per parameter. Clipping in ``step`` comes after a gradient scaler has
     unscaled. ``max_norm`` 0 clips nothing. A norm that is not finite raises a FloatingPointError before anything is
     changed: a finite loss can have such a gradient, and one step with it would spoil weights, teacher and checkpoint.
-    Reading the norm is a host round trip, beside the one that reads the losses.
+    Reading the norm is a host round trip, beside the one that reads the losses. It stays in ``gradient_norm``, as it
+    was before clipping.
     """
 
     def step(self: torch.optim.AdamW, closure: Callable[[], float] | None = None) -> Any:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
+        self.gradient_norm = norm  # type: ignore[attr-defined]
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm = {float(norm)}; stopped before the optimizer step")
         return optimizer_class.step(self, closure)
 
-    return type(f"{optimizer_class.__name__}WithFullModelClipping", (optimizer_class,), {"step": step})
+    return type(
+        f"{optimizer_class.__name__}WithFullModelClipping", (optimizer_class,), {"step": step, "gradient_norm": None}
+    )

@@ -131,8 +131,8 @@ class ProgressPrinter(EventWriter):
         parts = [f"iter {storage.iter + 1:,} of {self.max_iter:,}", *self._pace(storage)]
         parts += [f"{name} {value:.4g}" for name, value in self._losses(medians).items()]
         parts += [f"{name} {medians[name]:.4g}" for name in ("grad_norm", "lr") if name in medians]
-        if medians.get("time"):
-            parts.append(f"data {medians.get('data_time', 0.0) / medians['time']:.0%}")
+        if medians.get("time") and "seconds/load" in medians:
+            parts.append(f"load {medians['seconds/load'] / medians['time']:.0%}")
         if torch.cuda.is_available():
             parts.append(f"memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
         logger.info("  ".join(parts))

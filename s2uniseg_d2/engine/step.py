@@ -72,9 +72,11 @@ class TrainingStep(SimpleTrainer):
         losses = self._backward(batch) if self.accumulation_steps == 1 else self._accumulate(batch)
         self.after_backward()
         self._write_metrics(losses, data_time)
+        self._lap("losses_read")
         # with scaling, a gradient that is not finite is no error: the step is left out and the scale halved
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        self._lap("optimizer")
 
     def _backward(self, batch: Sequence[Any], *part: Any, **of_part: Any) -> dict[str, Tensor]:
         """Add the gradients of a batch, or of a part, to those that are there; returns the losses."""
@@ -82,6 +84,7 @@ class TrainingStep(SimpleTrainer):
             losses: dict[str, Tensor] = self.model(batch, *part, **of_part)
             total = torch.stack(list(losses.values())).sum()
         self.grad_scaler.scale(total).backward()
+        self._lap("backward")
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _accumulate(self, batch: Sequence[Any]) -> dict[str, Tensor]:
@@ -96,6 +99,12 @@ class TrainingStep(SimpleTrainer):
                 losses = self._backward(part, normalizers, is_last=is_last)
             total = {name: loss + total.get(name, 0.0) for name, loss in losses.items()}
         return total
+
+    def _lap(self, part: str) -> None:
+        """Tell the model's observer, if it has one, which part of the step is over."""
+        observer = getattr(getattr(self.model, "module", self.model), "observer", None)
+        if observer is not None:
+            observer.lap(part)
 
     def _without_exchange(self) -> AbstractContextManager[None]:
         """Keeps gradients in this process while it is active."""

@@ -26,10 +26,11 @@ from s2uniseg_d2.modeling.compilation import compile_student
 from .checkpoint import SafeCheckpointer
 from .comparison import comparison_rows, picture_name
 from .hooks import FirstCheckpointHook, FreezeLastLayerHook, PicturesHook, PseudoLabelHook, TeacherMomentumHook
+from .observation import ObservationHook
 from .optimizer import build_optimizer
 from .panel import draw_comparison, write_png
 from .processes import parallelize
-from .record import RecordHook
+from .record import PERIOD, RecordHook
 from .resuming import StepDrawsHook
 from .schedules import ScheduleHook
 from .step import TrainingStep, autocast_dtype
@@ -86,8 +87,9 @@ class Trainer(DefaultTrainer):
             StepDrawsHook(cfg.SEED),
             ScheduleHook.from_config(cfg),
             FreezeLastLayerHook(cfg.MODEL.QUERY_SD.FREEZE_LAST_LAYER_ITERS),
-            PseudoLabelHook(autocast_dtype(cfg)),
+            PseudoLabelHook(autocast_dtype(cfg), len(cfg.MODEL.UNIAP.TAUS)),
             TeacherMomentumHook(cfg.MODEL.TEACHER.MOMENTUM, cfg.MODEL.TEACHER.MOMENTUM_END),
+            ObservationHook(PERIOD),
             FirstCheckpointHook(),
         ]
         if cfg.VIS_PERIOD and comm.is_main_process():

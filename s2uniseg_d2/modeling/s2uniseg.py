@@ -20,6 +20,7 @@ from s2uniseg_d2.core.losses.objectness import objectness_loss
 from s2uniseg_d2.core.losses.point_draws import KeyedPoints
 from s2uniseg_d2.core.losses.query_distillation import Center, query_distillation_loss
 from s2uniseg_d2.core.momentum import copy_to_teacher, update_teacher
+from s2uniseg_d2.core.observer import StepObserver
 from s2uniseg_d2.core.structures import Match, PseudoLabels, QueryPrediction, TargetMasks
 
 from .backbone import ViTAdapterBackbone
@@ -27,6 +28,7 @@ from .batches import places_by_padding, view_keys
 from .head import QueryGroupHead
 from .labelers import RegionVote, build_uniap, embed_labels, enlarge
 from .normalizers import Normalizers, count_normalizers
+from .observation import observe_distillation, observe_group
 from .prediction import PredictionSettings, predict_from_labels, predict_from_queries
 from .targets import ViewTargets, crop_labels_to_views
 
@@ -118,6 +120,7 @@ class S2UniSeg(nn.Module):
         self.seed = seed
         self.region_vote = region_vote
         self.pictures_at_once = pictures_at_once
+        self.observer = StepObserver()
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -243,7 +246,9 @@ class S2UniSeg(nn.Module):
         # first, for it looks at the device once, which has nothing of the student's queued yet that would be waited for
         targets = self._crop_targets(batch)
         normalizers = normalizers or self._normalizers(targets)
+        self.observer.lap("targets")
         predictions = self.student_pass(views)
+        self.observer.lap("student")
         trained = predictions if self.deep_supervision else predictions[-1:]
         outputs: dict[str, tuple[str, QueryPrediction]] = {}
         problems: dict[str, MatchingProblem] = {}
@@ -254,6 +259,7 @@ class S2UniSeg(nn.Module):
                 outputs[suffix] = group, own
                 problems[suffix] = MatchingProblem(own.masks, targets[group].masks)
         matches = match_masks(problems)
+        self.observer.lap("matching")
 
         losses: dict[str, Tensor] = {}
         points = KeyedPoints(view_keys(batch, self.seed, self.device))
@@ -266,12 +272,15 @@ class S2UniSeg(nn.Module):
                 points=points.at(number),
                 divisors=(normalizers.pairs[group], normalizers.weights[group]),
             )
+        for group in GROUPS:
+            observe_group(self.observer, group, outputs[group][1], targets[group].masks, matches[group])
         # QuerySD takes the last layer's pairs
         student_queries = [outputs[group][1].queries[matches[group].image, matches[group].query] for group in GROUPS]
         teacher_queries = [targets[group].matched_embeddings(matches[group]) for group in GROUPS]
         losses["loss_query_sd"] = self._distil(
             torch.cat(student_queries), torch.cat(teacher_queries), normalizers.all_pairs, is_last=is_last
         )
+        self.observer.lap("losses")
         return losses
 
     def student_pass(self, views: Tensor) -> tuple[QueryPrediction, ...]:
@@ -316,13 +325,10 @@ class S2UniSeg(nn.Module):
         """QuerySD (Eq. 6) over all matched pairs of both groups; the centre follows afterwards."""
         with torch.no_grad():
             teacher_logits = self.teacher_head(teacher_queries)
+        logits = self.student_head(self.query_proj(student_queries)), teacher_logits, self.center.center
+        observe_distillation(self.observer, *logits, (self.student_temp, self.teacher_temp))
         loss = query_distillation_loss(
-            self.student_head(self.query_proj(student_queries)),
-            teacher_logits,
-            self.center.center,
-            student_temp=self.student_temp,
-            teacher_temp=self.teacher_temp,
-            normalizer=pairs,
+            *logits, student_temp=self.student_temp, teacher_temp=self.teacher_temp, normalizer=pairs
         )
         self.center.update(teacher_logits, is_last=is_last)
         return self.loss_weights["query_sd"] * loss
@@ -379,6 +385,7 @@ class S2UniSeg(nn.Module):
     def _label_pictures(self, images: ImageList) -> tuple[list[Tensor], list[PseudoLabels]]:
         """UniAP's features and masks on the stride-4 grid of every picture, padding excluded."""
         features, sizes = self._pool_features(images)
+        self.observer.lap("teacher")
         labels = self.labeler(features, sizes)
         stride, pictures, cut = self.feature_stride, [], []
         for i, (rows, columns) in enumerate(sizes):
@@ -389,6 +396,7 @@ class S2UniSeg(nn.Module):
                 for kind in labels[i]
             ]
             cut.append(PseudoLabels(*kinds))
+        self.observer.lap("labels")
         return pictures, cut
 
     def _pool_features(self, images: ImageList) -> tuple[Tensor, list[tuple[int, int]]]:

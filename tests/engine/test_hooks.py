@@ -34,11 +34,7 @@ def test_the_loader_is_wrapped_for_training_and_put_back(model):
     loader = [random_batch()]
     hook = attach(PseudoLabelHook(), model=model, data_loader=loader)
     hook.before_train()
-    with EventStorage() as storage:
-        (batch,) = hook.trainer.data_loader
-        assert storage.latest()["label_time"][0] > 0
-        masks = sum(len(item["pseudo"].instance.level) for item in batch) / len(batch)
-        assert storage.latest()["labels/instance_masks"][0] == masks
+    (batch,) = hook.trainer.data_loader
     assert all("pseudo" in item for item in batch)
     hook.after_train()
     assert hook.trainer.data_loader is loader

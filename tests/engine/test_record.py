@@ -91,7 +91,7 @@ def test_a_line_of_the_log_says_how_far_how_fast_and_how_long(caplog):
         for iteration in range(40):
             step(storage, iteration)
             losses = {"loss_mask_ins": 2.0, "loss_mask_ins_0": 1.0, "loss_mask_sem": 0.5, "loss_query_sd": 4.0}
-            storage.put_scalars(data_time=0.1, grad_norm=0.25, **losses)
+            storage.put_scalars(grad_norm=0.25, **{"seconds/load": 0.1}, **losses)
             if iteration % 20 == 19:
                 printer.write()
         assert storage.latest()["eta_seconds"][0] == 480
@@ -101,5 +101,5 @@ def test_a_line_of_the_log_says_how_far_how_fast_and_how_long(caplog):
     first, _, last = (record.getMessage() for record in caplog.records)
     assert first == "iter 1 of 1,000"
     assert last.startswith("iter 40 of 1,000  ")
-    for part in (" it/s  eta 0:08:00  ", "  query_sd 4  mask 3.5  ", "  grad_norm 0.25  lr 0.025  data 20%"):
+    for part in (" it/s  eta 0:08:00  ", "  query_sd 4  mask 3.5  ", "  grad_norm 0.25  lr 0.025  load 20%"):
         assert part in last

@@ -95,8 +95,18 @@ def test_a_run_leaves_its_files(trained):
 def test_a_run_records_losses_labels_and_results(trained):
     _, output, _ = trained
     recorded = {key for line in figures(output) for key in line}
-    assert {"total_loss", "loss_query_sd", "loss_dice_ins", "label_time", "labels/instance_masks"} <= recorded
-    assert {"teacher_momentum", "lr", "time", "data_time"} <= recorded
+    assert {
+        "total_loss",
+        "loss_query_sd",
+        "loss_dice_ins",
+        "labels/instance_masks",
+        "labels/semantic_level_4",
+    } <= recorded
+    assert {"loss_mask_sem_0", "loss_objectness_ins_1", "match/ins_masks", "objectness/sem_matched"} <= recorded
+    assert {"query_sd/teacher_entropy", "query_sd/student_clusters", "spread/ins_views", "grad_norm"} <= recorded
+    assert {"teacher_momentum", "teacher_temp", "weight_decay", "lr", "time", "data_time"} <= recorded
+    assert {"seconds/load", "seconds/teacher", "seconds/labels", "seconds/backward", "seconds/momentum"} <= recorded
+    assert {"memory/resident_gib", "iterations_per_second", "eta_seconds"} <= recorded
     assert "segm_agnostic/AR@100" in recorded
 
 

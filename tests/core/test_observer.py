@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from s2uniseg_d2.core.observer import StepObserver
+
+CPU = torch.device("cpu")
+
+
+def test_figures_are_means_over_all_steps_since_the_last_reading():
+    observer = StepObserver()
+    for value in (1.0, 3.0):
+        observer.begin(CPU)
+        observer.add("masks", 10 * value, 4)
+        observer.add("loss", torch.tensor(value, requires_grad=True))
+        observer.add("levels", torch.tensor([value, 0.0]).half(), 2)
+        observer.add("nothing", torch.tensor(0.0), 0)
+        observer.end()
+    means = observer.take().means
+    assert means.keys() == {"masks", "loss", "levels"}
+    assert float(means["masks"]) == 40 / 8
+    assert means["loss"].ndim == 0
+    assert not means["loss"].requires_grad
+    assert float(means["loss"]) == 2.0
+    assert means["levels"].tolist() == [1.0, 0.0]
+    assert observer.take().means == {}
+
+
+def test_nothing_counts_outside_of_a_step():
+    observer = StepObserver()
+    observer.add("loss", 1.0)
+    observer.lap("load")
+    observer.begin(CPU)
+    observer.end()
+    observer.add("loss", 1.0)
+    observer.lap("load")
+    assert observer.take() == ({}, {})
+
+
+def test_parts_share_a_step_between_them():
+    observer = StepObserver()
+    start = time.perf_counter()
+    for _ in range(2):
+        observer.begin(CPU)
+        for part, seconds in (("load", 0.02), ("student", 0.04), ("load", 0.02)):
+            time.sleep(seconds)
+            observer.lap(part)
+        observer.end()
+        time.sleep(0.05)  # between two steps
+    spent = time.perf_counter() - start - 0.1
+    seconds = observer.take().seconds
+    assert seconds.keys() == {"load", "student"}
+    assert 0.04 <= seconds["load"] < 0.2
+    assert seconds["student"] >= 0.04
+    assert sum(seconds.values()) == pytest.approx(spent / 2, abs=0.01)
+
+
+def test_ranks_add_up_what_they_saw(monkeypatch):
+    distributed = torch.distributed
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    sent = []
+    monkeypatch.setattr(distributed, "all_reduce", lambda vector: sent.append(vector.clone()) or vector.add_(1.0))
+    observer = StepObserver()
+    observer.begin(CPU)
+    observer.add("masks", 5.0, 1)  # the other rank has 1 of 1
+    observer.add("loss", torch.tensor([2.0, 4.0]), 3)
+    means = observer.take().means
+    assert len(sent) == 1
+    assert float(means["masks"]) == 3.0
+    assert means["loss"].tolist() == [0.75, 1.25]
