@@ -110,6 +110,15 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Detectron2's; a warm-up that fills the whole run leaves no interval to rescale, and would divide by it."""
+        if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SOLVER.RESCALE_INTERVAL = False
+        return super().build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         """Multi-view batches."""
         return build_train_loader(cfg)
