@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional
@@ -34,6 +35,20 @@ class PredictionSettings:
     splits_instances: bool = False
     duplicate_iou: float = 1.0
     gives_semantic_scores: bool = False  # adds sem_seg_scores, which the mean with a mirror image needs
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> PredictionSettings:
+        """Read ``MODEL.INFERENCE``, ``TEST.DETECTIONS_PER_IMAGE``, and whether objectness is learnt."""
+        inference = cfg.MODEL.INFERENCE
+        return cls(
+            predictor=inference.PREDICTOR,
+            top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
+            object_threshold=inference.OBJECT_THRESHOLD,
+            overlap_threshold=inference.OVERLAP_THRESHOLD,
+            splits_instances=inference.SPLIT_INSTANCES,
+            duplicate_iou=inference.DUPLICATE_IOU,
+            uses_objectness=cfg.MODEL.LOSS.OBJECTNESS_WEIGHT > 0,
+        )
 
 
 def predict_from_queries(

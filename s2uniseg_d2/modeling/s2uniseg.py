@@ -130,7 +130,7 @@ class S2UniSeg(nn.Module):
         backbone = build_backbone(cfg)
         shape = backbone.output_shape()
         embed_dim = shape["res2"].channels
-        distillation, loss, inference = cfg.MODEL.QUERY_SD, cfg.MODEL.LOSS, cfg.MODEL.INFERENCE
+        distillation, loss = cfg.MODEL.QUERY_SD, cfg.MODEL.LOSS
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, shape),
@@ -161,15 +161,7 @@ class S2UniSeg(nn.Module):
                 "oversample_ratio": loss.OVERSAMPLE_RATIO,
                 "importance_ratio": loss.IMPORTANCE_RATIO,
             },
-            "prediction": PredictionSettings(
-                predictor=inference.PREDICTOR,
-                top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
-                object_threshold=inference.OBJECT_THRESHOLD,
-                overlap_threshold=inference.OVERLAP_THRESHOLD,
-                splits_instances=inference.SPLIT_INSTANCES,
-                duplicate_iou=inference.DUPLICATE_IOU,
-                uses_objectness=loss.OBJECTNESS_WEIGHT > 0,
-            ),
+            "prediction": PredictionSettings.from_config(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "seed": max(cfg.SEED, 0),
