@@ -18,6 +18,8 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PREDICTORS = {"labels": "uniap", "student": "decoder"}
+# what the paper predicts: query masks whole, and all of them
+PLAIN = ["MODEL.INFERENCE.SPLIT_INSTANCES", "False", "MODEL.INFERENCE.DUPLICATE_IOU", "1.0"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,22 +30,24 @@ def main(arguments: list[str] | None = None) -> int:
         "--folder", type=Path, required=True, help="of the run; the figures go to evaluation.json there"
     )
     parser.add_argument("--checkpoints", nargs="+", required=True, help="names of files in the folder")
+    parser.add_argument("--plain", nargs="*", default=[], help="those to evaluate with whole masks and duplicates too")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the recipe")
     args = parser.parse_args(arguments)
     path = args.folder / "evaluation.json"
     figures: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    for checkpoint in args.checkpoints:
-        for row, predictor in PREDICTORS.items():
-            key = f"{row} {checkpoint}"
-            if key in figures:
-                continue
-            start = time.perf_counter()
-            found = evaluate(args.config_file, args.opts, args.folder, checkpoint, predictor)
-            figures[key] = {"seconds": time.perf_counter() - start, "results": found}
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(figures, indent=1))
-            partial.replace(path)
-            print(f"{key}: {figures[key]['seconds']:.0f} s", flush=True)
+    wanted = [(name, row, row, args.opts) for name in args.checkpoints for row in PREDICTORS]
+    wanted += [(name, row, f"plain {row}", [*args.opts, *PLAIN]) for name in args.plain for row in PREDICTORS]
+    for checkpoint, row, title, overrides in wanted:
+        key = f"{title} {checkpoint}"
+        if key in figures:
+            continue
+        start = time.perf_counter()
+        found = evaluate(args.config_file, overrides, args.folder, checkpoint, PREDICTORS[row])
+        figures[key] = {"seconds": time.perf_counter() - start, "results": found}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(figures, indent=1))
+        partial.replace(path)
+        print(f"{key}: {figures[key]['seconds']:.0f} s", flush=True)
     return 0
 
 

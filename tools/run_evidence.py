@@ -33,7 +33,7 @@ CONFIG = "configs/evidence.yaml"
 GROUPS = ("main", "ablation", "table3", "scaling")
 SEEDS = (0, 1, 2)
 TRAIN_SCENES = 400
-VAL_SCENES = 64
+VAL_SCENES = 48
 SIZE_PX = 256
 SHORT_SHARE = 0.5  # of the main run's iterations, what a variant trains for
 CHECKPOINTS = 4  # of a main run that are evaluated, evenly spread, the last one included
@@ -172,14 +172,19 @@ def _complete(output: Path, run: Run, opts: list[str], train_scenes: int) -> Run
         run_command(
             [*command, "TEST.TASKS", "()", "OUTPUT_DIR", str(folder)], folder / "stdout.log", environment=environment
         )
-    steps = [period * number for number in range(1, CHECKPOINTS) if period * number < iterations]
-    names = ["model_initial.pth", "model_final.pth"]
+    at = {"model_final.pth": iterations}
     if not run.is_short:
-        names[1:1] = [f"model_{step - 1:07d}.pth" for step in steps]
+        steps = [period * number for number in range(1, CHECKPOINTS) if period * number < iterations]
+        at |= {"model_initial.pth": 0, **{f"model_{step - 1:07d}.pth": step for step in steps}}
+    names = sorted(at, key=lambda name: at[name])
     command = [sys.executable, "tools/evaluate_checkpoints.py", "--config-file", CONFIG, "--folder", str(folder)]
-    run_command([*command, "--checkpoints", *names, "--", *words], folder / "evaluation.log", environment=environment)
+    plain = [] if run.is_short else [names[-1]]
+    command += ["--checkpoints", *names, "--plain", *plain, "--", *words]
+    run_command(command, folder / "evaluation.log", environment=environment)
     figures = json.loads((folder / "evaluation.json").read_text())
-    at = dict(zip(names, [0, *(steps if not run.is_short else []), iterations], strict=True))
+    rows = {
+        name: ["labels", "student", *(["plain labels", "plain student"] if name in plain else [])] for name in names
+    }
     record = RunRecord(
         name=run.name,
         group=run.group,
@@ -192,7 +197,7 @@ def _complete(output: Path, run: Run, opts: list[str], train_scenes: int) -> Run
         figures=[
             {"iteration": at[name], "row": row, "results": figures[f"{row} {name}"]["results"]}
             for name in names
-            for row in ("labels", "student")
+            for row in rows[name]
         ],
     )
     print(f"{time.strftime('%H:%M:%S')}  {run.group}: {run.row}, seed {run.seed}: {record.seconds:.0f} s", flush=True)

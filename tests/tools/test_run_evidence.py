@@ -95,7 +95,10 @@ def test_the_document_has_each_part_that_was_run_and_the_curve_is_a_picture(repo
     text = path.read_text()
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
-        "## Student against the final teacher's labels", "## Over training", "## Each part of the loss",
+        "## Student against the final teacher's labels",
+        "## What splitting and dropping duplicates does",
+        "## Over training",
+        "## Each part of the loss",
         "## Table 3 in miniature", "## More pictures", "## Time",
     ]  # fmt: skip
     assert "K = 64, δ = 2" in text
