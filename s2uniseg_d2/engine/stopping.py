@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -60,14 +61,15 @@ def passing_termination_on(processes: int) -> Iterator[None]:
 class TerminationHook(HookBase):
     """Ends training after the step in which SIGTERM came, with a checkpoint.
 
-    It stands between checkpoints and evaluation. An evaluation between two steps is cut short. All processes end after
-    the same step, whichever of them got the signal. Nothing is stopped after the last step, whose checkpoint is the
-    final one.
+    It stands between checkpoints and evaluation, and its ``after_evaluation`` behind the evaluation, which is cut
+    short. All processes end after the same step, whichever of them got the signal. Nothing is stopped after the last
+    step, whose checkpoint is the final one.
     """
 
     def __init__(self) -> None:
         self._is_requested = False
-        self._is_stepping = True
+        self._is_evaluating = False
+        self.after_evaluation = _EndOfEvaluation(self)
         self._pid = os.getpid()
         self._previous: Any = None
 
@@ -76,10 +78,6 @@ class TerminationHook(HookBase):
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._on_signal)
 
-    def before_step(self) -> None:
-        """From here to the end of the step the signal waits."""
-        self._is_stepping = True
-
     def after_step(self) -> None:
         """Save and stop if any process was asked to."""
         if self.trainer.iter + 1 < self.trainer.max_iter:
@@ -87,7 +85,11 @@ class TerminationHook(HookBase):
                 self._save()
                 comm.synchronize()  # nobody leaves, and has the others killed, before the file is written
                 self._leave()
-            self._is_stepping = False
+            self._is_evaluating = True
+
+    def end_evaluation(self) -> None:
+        """From here to the end of the next step the signal waits: that step's number may be counted already."""
+        self._is_evaluating = False
 
     def after_train(self) -> None:
         """Give the signal back."""
@@ -105,7 +107,7 @@ class TerminationHook(HookBase):
         raise Terminated(f"stopped by SIGTERM after iteration {self.trainer.iter}; {how_to_go_on(folder)}")
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        """Note the signal; leave at once where no step would be lost.
+        """Note the signal; leave an evaluation at once.
 
         No logging here: the signal may have come in the middle of a line.
         """
@@ -115,6 +117,14 @@ class TerminationHook(HookBase):
             if not is_first:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 os.kill(os.getpid(), signal.SIGTERM)
-        elif is_first and not self._is_stepping:
+        elif is_first and self._is_evaluating:
             self._save()
             self._leave()
+
+
+class _EndOfEvaluation(HookBase):
+    def __init__(self, termination: TerminationHook) -> None:
+        self._termination = weakref.proxy(termination)
+
+    def after_step(self) -> None:
+        self._termination.end_evaluation()

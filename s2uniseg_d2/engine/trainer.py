@@ -98,7 +98,9 @@ class Trainer(DefaultTrainer):
         first = next(i for i, hook in enumerate(defaults) if isinstance(hook, hooks.LRScheduler)) + 1
         last = next(i for i, hook in enumerate(defaults) if isinstance(hook, hooks.EvalHook))
         record = RecordHook(Path(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER, is_writing=comm.is_main_process())
-        return [*defaults[:first], *ours, *defaults[first:last], TerminationHook(), *defaults[last:], record]
+        termination = TerminationHook()
+        around_evaluation = [termination, *defaults[last:], termination.after_evaluation]
+        return [*defaults[:first], *ours, *defaults[first:last], *around_evaluation, record]
 
     def build_writers(self) -> list[EventWriter]:
         """None here: the record is opened when it is known where it goes on, by :class:`RecordHook`."""
