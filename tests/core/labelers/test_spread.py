@@ -68,3 +68,15 @@ def test_coarse_bounds_hold_from_a_start_that_is_no_eigenvector(monkeypatch):
         truth, length = difference @ matrix @ difference, difference.square().sum()
         reach = torch.linalg.vector_norm(difference @ spread.basis.double())
         assert reach.square() - spread.below * length - 1e-6 <= truth <= reach.square() + spread.above * length + 1e-6
+
+
+def test_coarse_bounds_hold_where_the_basis_misses_most_of_a_direction(monkeypatch):
+    monkeypatch.setattr(spread_module, "COARSE_STEPS", 0)
+    strong = torch.tensor([0.8, 0.1, 0.5], dtype=torch.float64)
+    matrix = torch.outer(strong, strong) + 1e-3 * torch.eye(3, dtype=torch.float64)
+    spread = bound_spread_coarsely(Moments(matrix, 0.0), torch.eye(3, dtype=torch.float64)[:, :2], gamma(9))
+    outside = matrix - spread.basis.double() @ spread.basis.double().T
+    lowest, highest = torch.linalg.eigvalsh(outside)[[0, -1]].tolist()
+    assert lowest < -0.1  # C does not lie above B Bᵀ here, so that a lower bound without "below" would be wrong
+    assert -spread.below - 1e-6 <= lowest
+    assert highest <= spread.above + 1e-6
