@@ -84,7 +84,6 @@ class Voters:
         rows: ``(k, d)`` float32, F within ROW_ERROR units of rounding.
         sizes: ``(k,)`` int64 tokens that each voter stands for.
         weights: ``(k,)`` float64 share of the picture's tokens, sums to 1.
-        tokens: the tokens that vote, or whose means vote (:meth:`pool`); themselves unless they are pooled.
         rounding: bound on the error of an inner product, in float32, of two vectors no longer than 1 that are rows,
             means of rows or differences of such.
     """
@@ -113,7 +112,7 @@ class Voters:
                 self.rows[part] = exact * inverse[:, None]
 
     def _set(self, raw: Tensor, sizes: Tensor, grid: tuple[int, int]) -> None:
-        self.tokens = self
+        self._tokens: Voters | None = None
         self.sizes = sizes
         self.weights = sizes.double() / sizes.sum()
         self.rounding = gamma(raw.shape[0] + 2 * VECTOR_ERROR + 4)
@@ -136,7 +135,7 @@ class Voters:
         means = sums / sizes[:, None]
         pooled = Voters.__new__(Voters)
         pooled._set(means.T, sizes, grid)
-        pooled.tokens = self
+        pooled._tokens = self
         pooled.rows = means.float()
         pooled._inverse_norms = torch.ones(count, dtype=torch.float64, device=self.rows.device)
         return pooled
@@ -152,6 +151,12 @@ class Voters:
     def __len__(self) -> int:
         """Return the number of voters."""
         return self.rows.shape[0]
+
+    @property
+    def tokens(self) -> Voters:
+        """The tokens that vote, or whose means vote (:meth:`pool`); these voters themselves unless they are pooled."""
+        # No attribute that names itself: a cycle would keep a picture's rows until the collector comes by.
+        return self if self._tokens is None else self._tokens
 
     @property
     def width(self) -> int:

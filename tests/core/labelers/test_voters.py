@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.nn import functional
@@ -139,3 +142,17 @@ def test_groups_of_one_voter_bound_the_disagreement_by_its_rounding_alone(monkey
     truth = voters.disagreement(voters.exact(slice(None)), ends)[0]
     assert (below <= truth).all()
     assert (truth - below < 1e-4).all()
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_memory_is_free_as_soon_as_the_voters_are(pool):
+    voters, _, _ = make_voters(60, 8)
+    voters = voters.pool(2) if pool else voters
+    voters.elect(voters.rows[:3])
+    rows = weakref.ref(voters)
+    gc.disable()
+    try:
+        del voters
+        assert rows() is None
+    finally:
+        gc.enable()
