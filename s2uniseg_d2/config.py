@@ -154,10 +154,11 @@ def _add_schedule(cfg: CfgNode) -> None:
     cfg.SOLVER.MAX_ITER = 160000
     cfg.SOLVER.BASE_LR = 6.25e-4
     cfg.SOLVER.BASE_LR_END = 1e-6
-    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"  # the paper is silent after the warm-up
+    # straight to BASE_LR in WARMUP_ITERS, then a cosine to BASE_LR_END; the paper is silent after the warm-up. Others
+    # are Detectron2's
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupThenCosineLR"
     cfg.SOLVER.WARMUP_ITERS = 10000
     cfg.SOLVER.WARMUP_FACTOR = 1e-4
-    cfg.SOLVER.RESCALE_INTERVAL = True  # the warm-up ends at BASE_LR itself and the cosine begins there
     cfg.SOLVER.WEIGHT_DECAY = 0.05  # AdamW's, of matrices and kernels alone; the paper is silent
     cfg.SOLVER.WEIGHT_DECAY_END = -1.0  # at the end of the run, along a cosine; negative: WEIGHT_DECAY throughout
     cfg.SOLVER.VIT_LR_FACTOR = 0.1  # of the ViT's parameters; adapter, decoder and heads take BASE_LR

@@ -43,3 +43,26 @@ def ramp(iteration: int, iters: int, start: float, end: float) -> float:
     if min(iteration, iters) < 0:
         raise ValueError(f"iteration and iters must not be negative, got {iteration} and {iters}")
     return end if iteration >= iters else start + (end - start) * iteration / iters
+
+
+def warmup_then_cosine(iteration: float, *, warmup_iters: int, total_iters: int, start: float, end: float) -> float:
+    """A multiplier that goes straight from ``start`` to 1, then along half a cosine to ``end``.
+
+    Source: "linearly warmed up to 0.000625 for 10k iterations"; the paper is silent on what follows. Differs from
+    Detectron2's ``WarmupCosineLR``, whose warm-up ends where a cosine over the whole run would be, below the rate.
+
+    Args:
+        iteration: from 0 to ``total_iters``.
+        warmup_iters: the iteration at 1; a run that is shorter ends in its warm-up.
+        total_iters: the iteration at ``end``.
+        start: value at 0.
+        end: value at ``total_iters``.
+
+    Raises:
+        ValueError: if ``iteration`` lies beyond ``total_iters``.
+    """
+    if iteration < warmup_iters:
+        return start + (1.0 - start) * iteration / warmup_iters
+    if iteration > total_iters:
+        raise ValueError(f"iteration must not lie beyond total_iters {total_iters}, got {iteration}")
+    return cosine((iteration - warmup_iters) / max(total_iters - warmup_iters, 1), 1.0, end)

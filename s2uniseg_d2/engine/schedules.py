@@ -1,15 +1,50 @@
-"""What changes from step to step beside learning rate and momentum: the teacher's temperature and weight decay."""
+"""What changes from step to step: learning rate, the teacher's temperature and weight decay."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.solver import LRMultiplier, build_lr_scheduler
+from fvcore.common.param_scheduler import ParamScheduler
 
-from s2uniseg_d2.core.schedules import cosine, ramp
+from s2uniseg_d2.core.schedules import cosine, ramp, warmup_then_cosine
 
 from .hooks import unwrap
+
+WARMUP_THEN_COSINE = "WarmupThenCosineLR"
+
+
+class WarmupThenCosine(ParamScheduler):
+    """:func:`warmup_then_cosine` as the multiplier that Detectron2's ``LRMultiplier`` asks for."""
+
+    def __init__(self, *, warmup_iters: int, total_iters: int, start: float, end: float) -> None:
+        self.warmup_iters, self.total_iters, self.start, self.end = warmup_iters, total_iters, start, end
+
+    def __call__(self, where: float) -> float:
+        """The multiplier at a share of the run, in [0, 1]."""
+        return warmup_then_cosine(
+            where * self.total_iters,
+            warmup_iters=self.warmup_iters,
+            total_iters=self.total_iters,
+            start=self.start,
+            end=self.end,
+        )
+
+
+def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate's course by ``SOLVER.LR_SCHEDULER_NAME``: ours, or one of Detectron2's."""
+    if cfg.SOLVER.LR_SCHEDULER_NAME != WARMUP_THEN_COSINE:
+        return build_lr_scheduler(cfg, optimizer)
+    multiplier = WarmupThenCosine(
+        warmup_iters=cfg.SOLVER.WARMUP_ITERS,
+        total_iters=cfg.SOLVER.MAX_ITER,
+        start=cfg.SOLVER.WARMUP_FACTOR,
+        end=cfg.SOLVER.BASE_LR_END / cfg.SOLVER.BASE_LR,
+    )
+    return LRMultiplier(optimizer, multiplier=multiplier, max_iter=cfg.SOLVER.MAX_ITER)
 
 
 class Course(NamedTuple):

@@ -32,7 +32,7 @@ from .panel import draw_comparison, write_png
 from .processes import parallelize
 from .record import PERIOD, RecordHook
 from .resuming import StepDrawsHook
-from .schedules import ScheduleHook
+from .schedules import ScheduleHook, build_scheduler
 from .step import TrainingStep, autocast_dtype
 from .stopping import TerminationHook
 
@@ -112,13 +112,9 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """Detectron2's; a warm-up that fills the whole run leaves no interval to rescale, and would divide by it."""
-        if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.SOLVER.RESCALE_INTERVAL = False
-        return super().build_lr_scheduler(cfg, optimizer)
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """The recipe's course of the learning rate, or one of Detectron2's."""
+        return build_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:

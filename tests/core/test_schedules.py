@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2uniseg_d2.core.schedules import cosine, ramp
+from s2uniseg_d2.core.schedules import cosine, ramp, warmup_then_cosine
 
 
 def test_ends_are_exact_and_the_middle_is_the_mean():
@@ -26,6 +27,23 @@ def test_a_ramp_is_straight_and_then_constant():
     for wrong in ((-1, 4), (1, -4)):
         with pytest.raises(ValueError, match="iteration and iters must not be negative"):
             ramp(*wrong, 0.0, 1.0)
+
+
+def test_the_warm_up_ends_at_one_and_the_cosine_begins_there():
+    course = {"warmup_iters": 4, "total_iters": 10, "start": 0.2, "end": 0.1}
+    values = [warmup_then_cosine(step, **course) for step in range(11)]
+    assert values[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert values[7] == pytest.approx(0.55)
+    assert values[10] == 0.1
+    assert all(a > b for a, b in pairwise(values[4:]))
+    with pytest.raises(ValueError, match="iteration must not lie beyond total_iters 10, got 11"):
+        warmup_then_cosine(11, **course)
+
+
+def test_a_run_that_is_shorter_than_its_warm_up_ends_in_it():
+    for total in (1, 4):
+        course = {"warmup_iters": 4, "total_iters": total, "start": 0.2, "end": 0.1}
+        assert warmup_then_cosine(total, **course) == pytest.approx(0.2 + 0.2 * total)
 
 
 def test_equals_dinos_formula():

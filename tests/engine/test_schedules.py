@@ -110,6 +110,16 @@ def test_the_rate_warms_up_to_the_papers_and_falls_along_a_cosine(model):
     assert [group["lr"] for group in again.param_groups] == wanted
 
 
+def test_detectron2s_own_courses_can_be_named(model):
+    cfg = tiny_config(SOLVER__LR_SCHEDULER_NAME="WarmupMultiStepLR", SOLVER__MAX_ITER=9, SOLVER__STEPS="(4,)")
+    optimizer = build_optimizer(cfg, model)
+    scheduler = Trainer.build_lr_scheduler(cfg, optimizer)
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+    assert [group["lr"] / group["initial_lr"] for group in optimizer.param_groups] == pytest.approx([0.1] * 5)
+
+
 def test_the_frozen_layer_is_a_function_of_the_iteration_too(model):
     optimizer = build_optimizer(tiny_config(), model)
     for iteration in (7, 0, 4, 5):
