@@ -17,8 +17,10 @@ from s2uniseg_d2.core.ops.transfer import to_device
 from s2uniseg_d2.core.schedules import cosine
 from s2uniseg_d2.core.structures import PseudoLabels
 from s2uniseg_d2.modeling import S2UniSeg
+from s2uniseg_d2.modeling.inspection import inspect_views
 
-from .panel import draw_training_batch, write_png
+from .panel import write_png
+from .training_panel import draw_training_step
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +175,7 @@ class FirstCheckpointHook(HookBase):
 
 
 class PicturesHook(HookBase):
-    """Draws views and pseudo-masks of a batch at every ``period`` iterations, to a folder and to TensorBoard."""
+    """Draws labels, views and the student's masks of one picture every ``period`` iterations, also to TensorBoard."""
 
     def __init__(self, period: int, folder: Path) -> None:
         self.period = period
@@ -193,7 +195,8 @@ class PicturesHook(HookBase):
         """Draw the first picture of the batch just used."""
         if (self.trainer.iter + 1) % self.period and self.trainer.iter != self.trainer.start_iter:
             return
-        picture = draw_training_batch(self._last[-1][0])
+        item = self._last[-1][0]
+        picture = draw_training_step(item, inspect_views(unwrap(self.trainer.model), item))
         write_png(self.folder / f"views_{self.trainer.iter + 1:07d}.png", picture)
         self.trainer.storage.put_image("views_and_labels", torch.from_numpy(picture).permute(2, 0, 1))
 

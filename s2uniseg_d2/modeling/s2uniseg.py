@@ -214,7 +214,7 @@ class S2UniSeg(nn.Module):
 
     def count_normalizers(self, batch: Sequence[Mapping[str, Any]]) -> Normalizers:
         """The divisors of the losses of a whole batch, for ``forward`` on its parts; every rank must call."""
-        return self._normalizers(self._crop_targets(batch))
+        return self._normalizers(self.crop_targets(batch))
 
     def forward(
         self, batch: Sequence[Mapping[str, Any]], normalizers: Normalizers | None = None, *, is_last: bool = True
@@ -236,7 +236,7 @@ class S2UniSeg(nn.Module):
             return self.predict(batch)
         views = torch.cat([item["views"] for item in batch]).to(self.device, non_blocking=True)
         # first, for it looks at the device once, which has nothing of the student's queued yet that would be waited for
-        targets = self._crop_targets(batch)
+        targets = self.crop_targets(batch)
         normalizers = normalizers or self._normalizers(targets)
         self.observer.lap("targets")
         predictions = self.student_pass(views)
@@ -280,7 +280,7 @@ class S2UniSeg(nn.Module):
         features = self.backbone((views - self.pixel_mean) / self.pixel_std)
         return self.sem_seg_head(features)
 
-    def _crop_targets(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, ViewTargets]:
+    def crop_targets(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, ViewTargets]:
         """What each query group should find in the views."""
         rows, columns = (side // 4 for side in batch[0]["views"].shape[-2:])
         targets = crop_labels_to_views(

@@ -228,7 +228,7 @@ def test_the_parts_of_a_batch_add_up_to_the_whole(sizes):
 
 def test_the_divisors_count_what_is_matched(model):
     batch = uneven_batch()
-    targets = model._crop_targets(batch)
+    targets = model.crop_targets(batch)
     normalizers = model.count_normalizers(batch)
     for group, queries in (("ins", 6), ("sem", 4)):
         counts = targets[group].masks.counts
