@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+OPTIMIZERS = Path(torch.optim.__file__).parent
 PACKAGE = Path(__file__).resolve().parents[1] / "s2uniseg_d2"
 # operators whose result, or its size, depends on values
 READERS = {
@@ -29,8 +30,8 @@ METHODS = ("cpu", "tolist")
 class HostReads(TorchDispatchMode):
     """Counts, while it is active, ``(module, function, what)`` of every read; ``what`` is a method or an operator.
 
-    ``module`` is a path below the package, "" outside of it. A tensor that is on the CPU by design counts too: a CPU
-    cannot tell. Reads inside a method that is counted are not counted again.
+    ``module`` is a path below the package, "torch/optim" for an optimizer's own counters, "" elsewhere. A tensor that
+    is on the CPU by design counts too: a CPU cannot tell. Reads inside a method that is counted are not counted again.
     """
 
     def __init__(self) -> None:
@@ -75,6 +76,9 @@ class HostReads(TorchDispatchMode):
         frame = sys._getframe(1)
         while frame is not None:
             path = Path(frame.f_code.co_filename)
+            if path.parent == OPTIMIZERS:
+                self.sites["torch/optim", frame.f_code.co_name, what] += 1
+                return
             if path.is_relative_to(PACKAGE):
                 self.sites[path.relative_to(PACKAGE).as_posix(), frame.f_code.co_name, what] += 1
                 return

@@ -10,7 +10,8 @@ How long UniAP takes depends on what the teacher sees; random weights find many 
 "seconds" gives median, minimum and maximum over the steps, "share" the part's median in the sum of all medians;
 "label_share" is what the teacher's masks cost (UniAP, cropping to the views) in a step without "load"; the teacher's
 own pass is not in it. "unsplit" is the step without the measuring of parts: on a GPU each part ends with a wait, which
-the step does not have, and "waits" counts where a step waits for the device, by the lines that do.
+the step does not have, and "waits" counts where a step waits for the device, by the lines that do. "host_reads" counts
+the places that read values on the host, on any device, with those of what is on the CPU by design.
 
 "mib" is the highest memory within the part above what was there before the first step: allocated memory on a GPU,
 resident memory on the CPU, in a process of its own in which glibc gives every larger block back when it is freed.
@@ -252,6 +253,7 @@ def measure_time(case: dict, parts: Parts, arguments: tuple) -> dict:
         "label_share": round(label / (whole - medians["load"]), 4),
     }
     parts.is_split = False
+    line["host_reads"] = count_host_reads(arguments)
     if parts.device.type == "cuda":
         line |= {"gpu": torch.cuda.get_device_name(), "waits": count_waits(arguments)}
     unsplit = []
@@ -262,6 +264,19 @@ def measure_time(case: dict, parts: Parts, arguments: tuple) -> dict:
         unsplit.append(parts.now() - start)
     parts.is_split = True
     return line | {"unsplit": _spread(unsplit)}
+
+
+def count_host_reads(arguments) -> dict[str, dict[str, int]]:
+    """How often a step reads values on the host, by module and function; most of UniAP's would wait for a GPU."""
+    from tests.host_reads import HostReads
+
+    with HostReads() as reads:
+        take_step(*arguments)
+    found: dict[str, dict[str, int]] = {"labels": {}, "rest": {}}
+    for (module, function, what), count in reads.sites.most_common():
+        group = "labels" if module.startswith(("core/labelers", "core/ops/components")) else "rest"
+        found[group][f"{module}:{function}:{what}"] = count
+    return found
 
 
 def count_waits(arguments) -> dict:
