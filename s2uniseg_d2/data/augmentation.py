@@ -102,8 +102,9 @@ def cut_view(picture: Picture, crop: Crop, view_px: int, *, is_flipped: bool) ->
     """
     cut = torch.from_numpy(picture[crop.top : crop.bottom, crop.left : crop.right]).permute(2, 0, 1)[None]
     resized = functional.interpolate(cut, (view_px, view_px), mode="bicubic", antialias=True)
-    view = resized[0].permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(view[:, ::-1] if is_flipped else view)
+    # OpenCV joins planes, and takes them apart again for the model, many times faster than a transposed copy
+    view = cv2.merge(list(resized[0].numpy()))
+    return _uint8(cv2.flip(view, 1) if is_flipped else view)
 
 
 def jitter_view(view: Picture, rng: np.random.Generator) -> Picture:
