@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2uniseg_d2.core.observer import StepObserver
 from s2uniseg_d2.core.structures import Match, QueryPrediction, TargetMasks
@@ -66,6 +67,28 @@ def test_entropies_are_those_of_the_sharpened_and_centred_distributions(observer
     found = figures(observer)
     assert found["assignment/teacher"][0] == pytest.approx(0.0)
     assert found["assignment/student"][0] == pytest.approx(1.25 / 3)
+
+
+class Refuse(TorchDispatchMode):
+    """Refuses whatever would make the host wait for a GPU."""
+
+    waiting = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in self.waiting:
+            raise AssertionError(f"{function} waits for the device")
+        return function(*args, **(kwargs or {}))
+
+
+def test_looking_waits_for_nothing(observer):
+    masks, one = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+    targets = TargetMasks.join([torch.ones(1, 8, 8, dtype=torch.bool)] * 2)
+    with Refuse():
+        prediction = QueryPrediction(masks, torch.randn(2, 3, 2), masks)
+        observe_group(observer, "ins", prediction, targets, Match(one, one, one * 0))
+        observe_distillation(observer, torch.randn(2, 4), torch.randn(2, 4), torch.zeros(1, 4), (0.1, 0.04))
+        with pytest.raises(AssertionError, match="waits for the device"):
+            masks.sum().item()
 
 
 def test_nothing_is_looked_at_outside_of_a_step():
