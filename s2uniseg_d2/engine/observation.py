@@ -62,6 +62,8 @@ class ObservationHook(HookBase):
                 figures = scalars_of(observed.means)
                 seconds = {f"seconds/{name}": spent for name, spent in observed.seconds.items()}
                 trainer.storage.put_scalars(**figures, **seconds, **memory_gib(), smoothing_hint=False)
+                student_temp = unwrap(trainer.model).student_temp
+                trainer.storage.put_scalar("student_temp", student_temp, smoothing_hint=False)
                 for collapse in find_collapses(figures):
                     logger.warning("iteration %d: %s", trainer.iter, collapse)
 

@@ -172,8 +172,9 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         trainer.resume_or_load(resume=args.resume)
         try:
             trainer.train()
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{error}; {how_to_go_on(Path(cfg.OUTPUT_DIR))}") from error
+        except (FloatingPointError, OSError) as error:
+            kind = FloatingPointError if isinstance(error, FloatingPointError) else OSError
+            raise kind(f"{error}; {how_to_go_on(Path(cfg.OUTPUT_DIR))}") from error
         return getattr(trainer, "_last_eval_results", None)
     if cfg.SEED >= 0:
         seed_all_rng(cfg.SEED)  # what no weights file fills must be the same in all processes

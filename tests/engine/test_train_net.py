@@ -104,7 +104,7 @@ def test_a_run_records_losses_labels_and_results(trained):
     } <= recorded
     assert {"loss_mask_sem_0", "loss_objectness_ins_1", "match/ins_masks", "objectness/sem_matched"} <= recorded
     assert {"query_sd/teacher_entropy", "query_sd/student_clusters", "spread/ins_views", "grad_norm"} <= recorded
-    assert {"teacher_momentum", "teacher_temp", "weight_decay", "lr", "time", "data_time"} <= recorded
+    assert {"teacher_momentum", "teacher_temp", "student_temp", "weight_decay", "lr", "time", "data_time"} <= recorded
     assert {"seconds/load", "seconds/teacher", "seconds/labels", "seconds/backward", "seconds/momentum"} <= recorded
     assert {"memory/resident_gib", "iterations_per_second", "eta_seconds"} <= recorded
     assert "segm_agnostic/AR@100" in recorded
