@@ -17,7 +17,7 @@ from typing import Any
 from s2uniseg_d2.config import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CONFIG = "configs/tiny_scenes.yaml"
+CONFIG = "configs/evidence.yaml"
 
 # (row, weights, predictor) in the table's order
 ROWS = [
@@ -32,8 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
+    parser.add_argument("--config", default=CONFIG, help="the recipe (default %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training run each")
-    parser.add_argument("--train", type=int, default=320, help="generated scenes to learn from")
+    parser.add_argument("--train", type=int, default=400, help="generated scenes to learn from")
     parser.add_argument("--val", type=int, default=48, help="held-out scenes")
     parser.add_argument("--size", type=int, default=256, help="side of a scene in pixels")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the recipe")
@@ -53,10 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     for seed in args.seeds:
         folder = output / f"seed_{seed}"
         _say(f"2/4  training on the pictures alone, seed {seed}")
-        _train(folder, [*data, "SEED", str(seed)])
+        _train(args.config, folder, [*data, "SEED", str(seed)])
         _say(f"3/4  evaluation on the held-out scenes, seed {seed}")
         for row, weights, predictor in ROWS:
-            results[row].append(_evaluate(folder, weights, predictor, data))
+            results[row].append(_evaluate(args.config, folder, weights, predictor, data))
     _say("4/4  pictures")
     panel = output / "panel.png"
     _copy_panel(panel, output / f"seed_{args.seeds[0]}")
@@ -103,8 +104,8 @@ def run_command(
         raise SystemExit(f"{' '.join(command[1:3])} failed; its log is {log}\n{''.join(last)}")
 
 
-def _train(folder: Path, overrides: list[str]) -> None:
-    request = load_config(REPOSITORY / CONFIG, overrides).dump()
+def _train(config: str, folder: Path, overrides: list[str]) -> None:
+    request = load_config(REPOSITORY / config, overrides).dump()
     stamp = folder / "request.yaml"
     if stamp.is_file() and stamp.read_text() != request:
         raise SystemExit(f"{folder} holds a run with other settings: remove it, or name another folder with --output")
@@ -113,19 +114,19 @@ def _train(folder: Path, overrides: list[str]) -> None:
     if (folder / "model_final.pth").is_file():
         _say(f"     already trained: {folder}")
         return
-    command = [sys.executable, "train_net.py", "--config-file", CONFIG, "--resume", *overrides]
+    command = [sys.executable, "train_net.py", "--config-file", config, "--resume", *overrides]
     run_command(
         [*command, "TEST.TASKS", "()", "OUTPUT_DIR", str(folder)], folder / "stdout.log", r"eta: .*total_loss: \S+"
     )
 
 
-def _evaluate(folder: Path, weights: str, predictor: str, overrides: list[str]) -> dict[str, Any]:
+def _evaluate(config: str, folder: Path, weights: str, predictor: str, overrides: list[str]) -> dict[str, Any]:
     output = folder / f"eval_{Path(weights).stem}_{predictor}"
-    command = [sys.executable, "train_net.py", "--config-file", CONFIG, "--eval-only", *overrides]
+    command = [sys.executable, "train_net.py", "--config-file", config, "--eval-only", *overrides]
     settings = ["MODEL.WEIGHTS", str(folder / weights), "MODEL.INFERENCE.PREDICTOR", predictor]
     if predictor == "uniap":
         # labels are judged at the size that they are made at in training
-        size = load_config(REPOSITORY / CONFIG, overrides).INPUT.GLOBAL_LONGEST_PX
+        size = load_config(REPOSITORY / config, overrides).INPUT.GLOBAL_LONGEST_PX
         settings += ["INPUT.TEST_LONGEST_PX", str(size)]
     run_command([*command, *settings, "OUTPUT_DIR", str(output)], output / "stdout.log")
     figures: dict[str, Any] = json.loads((output / "metrics.json").read_text().splitlines()[-1])

@@ -23,6 +23,9 @@ from s2uniseg_d2.core.structures import PseudoLabels, PseudoMasks, QueryPredicti
 STUFF_BORDER_SHARE = 0.15
 
 
+_Queries = tuple[Tensor, Tensor, Tensor]  # mask logits, objectness and pseudo-classes of some queries of a picture
+
+
 @dataclass(frozen=True)
 class PredictionSettings:
     """How query outputs become results; see ``MODEL.INFERENCE``."""
@@ -83,11 +86,10 @@ def predict_from_queries(
     ins, sem = slices["ins"], slices["sem"]
     things = _find_things(masks[ins], objectness[ins], classes[ins], settings)
     instances = instance_inference(*things, top_k=settings.top_k)
+    things, stuff = _tell_apart(things, (masks[sem], objectness[sem], classes[sem]), settings.duplicate_iou)
     panoptic_map, segments = panoptic_inference(
         *things,
-        masks[sem],
-        objectness[sem],
-        classes[sem],
+        *stuff,
         object_threshold=settings.object_threshold,
         overlap_threshold=settings.overlap_threshold,
     )
@@ -101,17 +103,33 @@ def predict_from_queries(
     return results
 
 
-def _find_things(
-    masks: Tensor, objectness: Tensor, classes: Tensor, settings: PredictionSettings
-) -> tuple[Tensor, Tensor, Tensor]:
+def _find_things(masks: Tensor, objectness: Tensor, classes: Tensor, settings: PredictionSettings) -> _Queries:
     """The instance queries' masks, objectness and classes; split and without duplicates where that is asked for."""
     if settings.splits_instances:
         masks, queries = split_connected(masks)
         objectness, classes = objectness[queries], classes[queries]
     if settings.duplicate_iou < 1:
         kept = drop_duplicates(masks > 0, score_instances(masks, objectness)[0], settings.duplicate_iou)
-        masks, objectness, classes = masks[kept], objectness[kept], classes[kept]
+        return _take((masks, objectness, classes), kept)
     return masks, objectness, classes
+
+
+def _tell_apart(things: _Queries, stuff: _Queries, duplicate_iou: float) -> tuple[_Queries, _Queries]:
+    """Things and stuff for the panoptic map, of near duplicates the best alone, whichever group it is of.
+
+    Duplicates win some of each other's pixels, and what has lost too many is dropped: both would go.
+    """
+    if duplicate_iou == 1:
+        return things, stuff
+    masks, objectness = torch.cat([things[0], stuff[0]]), torch.cat([things[1], stuff[1]])
+    best = drop_duplicates(masks > 0, score_instances(masks, objectness)[0], duplicate_iou).sort().values
+    is_thing = best < len(things[0])
+    return _take(things, best[is_thing]), _take(stuff, best[~is_thing] - len(things[0]))
+
+
+def _take(queries: _Queries, places: Tensor) -> _Queries:
+    masks, objectness, classes = queries
+    return masks[places], objectness[places], classes[places]
 
 
 def score_masks(labels: PseudoMasks, features: Tensor) -> Tensor:

@@ -100,6 +100,31 @@ def test_split_instances_without_duplicates_serve_instances_and_panoptic_segment
     assert [(segment["isthing"], segment["category_id"]) for segment in segments] == [(True, 5), (True, 5), (False, 7)]
 
 
+def test_panoptic_duplicates_of_both_groups_do_not_drop_each_other():
+    """A thing and two semantic queries say the same, each surest elsewhere; one semantic query holds the rest."""
+    masks = torch.full((4, 16, 16), -8.0)
+    masks[:3, 2:14, 2:14] = 2.0
+    masks[0, 2:6, 2:14] = masks[1, 6:10, 2:14] = masks[2, 10:14, 2:14] = 5.0
+    masks[2, 7:14, 2:14] = 5.0
+    masks[3] = -masks[0]
+    prediction = QueryPrediction(masks, torch.zeros(4, 2), torch.zeros(4, 8))
+    found = {}
+    for iou in (1.0, 0.7):
+        settings = PredictionSettings(duplicate_iou=iou, uses_objectness=False)
+        result = predict_from_queries(
+            prediction,
+            torch.tensor([5, 6, 7, 8]),
+            {"ins": slice(0, 1), "sem": slice(1, 4)},
+            settings,
+            padded_size=(64, 64),
+            image_size=(64, 64),
+            output_size=(64, 64),
+        )
+        found[iou] = [(segment["isthing"], segment["category_id"]) for segment in result["panoptic_seg"][1]]
+        assert result["instances"].pred_classes.tolist() == [5]
+    assert found == {1.0: [(False, 8)], 0.7: [(False, 7), (False, 8)]}
+
+
 def test_labels_that_overlap_a_better_one_are_left_out_alike():
     doubled = PseudoMasks(*(torch.cat([value, value[:1]]) for value in labels()))
     assert len(predict(doubled, labels())["instances"]) == 4
