@@ -66,7 +66,7 @@ def test_each_row_of_table_3_has_a_recipe_that_changes_nothing_else():
 def test_the_recipe_for_one_small_gpu_has_the_same_batch_in_parts():
     small, base = (load_config(FOLDER / name) for name in ("s2uniseg_in1k_24gb.yaml", "s2uniseg_in1k.yaml"))
     parts = small.SOLVER.IMS_PER_BATCH // small.SOLVER.ACCUMULATION_STEPS
-    assert parts == small.MODEL.TEACHER.PICTURES_AT_ONCE == 2
+    assert parts == small.MODEL.TEACHER.PICTURES_AT_ONCE == 4
     assert small.MODEL.RECOMPUTE
     small.SOLVER.ACCUMULATION_STEPS, small.MODEL.RECOMPUTE, small.MODEL.TEACHER.PICTURES_AT_ONCE = 1, False, 0
     small.OUTPUT_DIR = base.OUTPUT_DIR
