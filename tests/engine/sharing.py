@@ -32,7 +32,8 @@ class Recorder(HookBase):
 
     def after_step(self):
         latest = self.trainer.storage.latest()
-        self.losses.append({name: value for name, (value, _) in latest.items() if "loss" in name})
+        names = ["total_loss", *(name for name in latest if name.startswith("loss_"))]
+        self.losses.append({name: latest[name][0] for name in names})
 
 
 def train(folder: Path, name: str, *, bare: tuple[int, ...] = (), steps: int = STEPS, **more):
