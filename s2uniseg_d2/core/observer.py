@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
@@ -78,6 +79,18 @@ class StepObserver:
             value = total.detach().float() if isinstance(total, Tensor) else float(total)
             self._totals[name] = self._totals[name] + value if name in self._totals else value
             self._counts[name] = self._counts.get(name, 0.0) + count
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of figures so far, on the CPU; seconds are not among them."""
+        totals = {name: total.cpu() if isinstance(total, Tensor) else total for name, total in self._totals.items()}
+        return {"totals": totals, "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on with sums that ``state_dict`` gave, on the device of the steps to come."""
+        self._totals = {
+            name: total.to(device) if isinstance(total, Tensor) else total for name, total in state["totals"].items()
+        }
+        self._counts = dict(state["counts"])
 
     def take(self) -> Observed:
         """Read and forget everything: one message between the ranks, and one copy to the host, which waits.

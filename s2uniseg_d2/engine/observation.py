@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
@@ -43,6 +44,15 @@ class ObservationHook(HookBase):
     @property
     def _observer(self) -> StepObserver:
         return unwrap(self.trainer.model).observer
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen since the last line of the record."""
+        return self._observer.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take it up; of several processes, a checkpoint holds what one has seen, and all begin anew."""
+        if comm.get_world_size() == 1:
+            self._observer.load_state_dict(state_dict, unwrap(self.trainer.model).device)
 
     def before_step(self) -> None:
         """Begin to observe."""

@@ -58,6 +58,20 @@ def test_parts_share_a_step_between_them():
     assert sum(seconds.values()) == pytest.approx(spent / 2, abs=0.01)
 
 
+def test_sums_go_on_after_a_checkpoint():
+    alone, first, second = StepObserver(), StepObserver(), StepObserver()
+    for number, parts in enumerate(((alone, first), (alone, second))):
+        for observer in parts:
+            observer.begin(CPU)
+            observer.add("masks", 3 + number, 2)
+            observer.add("loss", torch.tensor([0.1, 0.7]) / (number + 3), 1 + number)
+            observer.end()
+        if number == 0:
+            second.load_state_dict(first.state_dict(), CPU)
+    for one, other in zip(alone.take().means.values(), second.take().means.values(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_ranks_add_up_what_they_saw(monkeypatch):
     distributed = torch.distributed
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
