@@ -32,7 +32,8 @@ class Recorder(HookBase):
 
     def after_step(self):
         latest = self.trainer.storage.latest()
-        names = ["total_loss", *(name for name in latest if name.startswith("loss_"))]
+        # only the main process has any
+        names = [name for name in latest if name.startswith(("loss_", "total_loss"))]
         self.losses.append({name: latest[name][0] for name in names})
 
 
