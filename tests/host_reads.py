@@ -23,8 +23,9 @@ READERS = {
     torch.ops.aten.equal.default: "equal",
 }
 INDEXERS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
-# a no-op or a plain read of memory where the tensor is on the CPU, so no operator tells of them
-METHODS = ("cpu", "tolist")
+# a no-op or a plain read of memory where the tensor is on the CPU, so no operator tells of them; and numbers of the
+# host that are copied from ordinary memory, for which a GPU's queue is waited for too
+METHODS = ("cpu", "tolist", "new_tensor")
 
 
 class HostReads(TorchDispatchMode):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from s2uniseg_d2.core.labelers.region_embedding import embed_regions, token_shares
 from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
+from s2uniseg_d2.core.ops.transfer import to_device
 from s2uniseg_d2.core.structures import PseudoLabels
 
 
@@ -48,9 +49,9 @@ def embed_labels(labels: PseudoLabels, features: Tensor, cells_per_token: int, v
     """
     kinds = []
     for kind in labels:
-        masks = kind.masks.to(features.device)
+        masks = to_device(kind.masks, features.device)
         embeddings = embed_regions(features, token_shares(masks, cells_per_token), vote.sigma, vote.affinity)
-        kinds.append(kind._replace(masks=masks, embeddings=embeddings, level=kind.level.to(features.device)))
+        kinds.append(kind._replace(masks=masks, embeddings=embeddings, level=to_device(kind.level, features.device)))
     return PseudoLabels(*kinds)
 
 

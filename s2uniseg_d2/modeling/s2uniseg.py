@@ -21,6 +21,7 @@ from s2uniseg_d2.core.losses.point_draws import KeyedPoints
 from s2uniseg_d2.core.losses.query_distillation import Center, query_distillation_loss
 from s2uniseg_d2.core.momentum import copy_to_teacher, update_teacher
 from s2uniseg_d2.core.observer import StepObserver
+from s2uniseg_d2.core.ops.transfer import to_device
 from s2uniseg_d2.core.structures import Match, PseudoLabels, QueryPrediction, TargetMasks
 
 from .backbone import ViTAdapterBackbone
@@ -234,7 +235,7 @@ class S2UniSeg(nn.Module):
         """
         if not self.training:
             return self.predict(batch)
-        views = torch.cat([item["views"] for item in batch]).to(self.device, non_blocking=True)
+        views = to_device(torch.cat([item["views"] for item in batch]), self.device)
         # first, for it looks at the device once, which has nothing of the student's queued yet that would be waited for
         targets = self.crop_targets(batch)
         normalizers = normalizers or self._normalizers(targets)
@@ -277,8 +278,7 @@ class S2UniSeg(nn.Module):
 
     def student_pass(self, views: Tensor) -> tuple[QueryPrediction, ...]:
         """The student's predictions for ``(b, 3, h, w)`` views; what ``compile_student`` replaces."""
-        features = self.backbone((views - self.pixel_mean) / self.pixel_std)
-        return self.sem_seg_head(features)
+        return self.sem_seg_head(self.backbone((views - self.pixel_mean) / self.pixel_std))
 
     def crop_targets(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, ViewTargets]:
         """What each query group should find in the views."""
@@ -371,7 +371,7 @@ class S2UniSeg(nn.Module):
 
     def _prepare(self, pictures: Sequence[Tensor]) -> ImageList:
         """Normalised pictures, padded at the right and bottom to common sides that are multiples of 32."""
-        normalised = [(picture.to(self.device) - self.pixel_mean) / self.pixel_std for picture in pictures]
+        normalised = [(to_device(picture, self.device) - self.pixel_mean) / self.pixel_std for picture in pictures]
         return ImageList.from_tensors(normalised, self.backbone.size_divisibility)
 
     def _label_pictures(self, images: ImageList) -> tuple[list[Tensor], list[PseudoLabels]]:

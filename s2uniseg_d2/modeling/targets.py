@@ -65,8 +65,8 @@ def crop_labels_to_views(
         if "pseudo" not in item:
             raise ValueError("every item of a training batch must hold 'pseudo' labels; PseudoLabelHook adds them")
         labels = [getattr(item["pseudo"], kind) for kind in KINDS]
-        masks = torch.cat([kind.masks.to(device, non_blocking=True) for kind in labels])
-        queries = torch.cat([kind.embeddings.to(device, non_blocking=True) for kind in labels])
+        masks = torch.cat([to_device(kind.masks, device) for kind in labels])
+        queries = torch.cat([to_device(kind.embeddings, device) for kind in labels])
         for box, flip in zip(item["boxes"], item["flips"].tolist(), strict=True):
             cropped.append(crop_masks(masks, box, flip, grid))
             embeddings.append(queries)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,13 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import TrainingSampler
 
 from s2uniseg_d2.config import load_config
-from s2uniseg_d2.data import TooManyUnreadableError, UnreadablePictureError, build_test_loader, build_train_loader
+from s2uniseg_d2.data import (
+    TooManyUnreadableError,
+    UnreadablePictureError,
+    build_test_loader,
+    build_train_loader,
+    loaders,
+)
 from s2uniseg_d2.data.center_crop import CenterCrop
 from s2uniseg_d2.data.loaders import DrawSampler, check_test_files
 
@@ -68,6 +75,22 @@ def test_processes_share_one_stream(monkeypatch):
 def test_the_stream_is_detectron2s_from_any_place(start):
     whole = list(enumerate(itertools.islice(TrainingSampler(7, seed=3), 40)))
     assert list(itertools.islice(DrawSampler(7, seed=3, start=start), 40 - start)) == whole[start:]
+
+
+def test_a_worker_shuffles_once_whatever_the_batch(cfg, write_noise, monkeypatch):
+    write_noise("a.png")
+    shuffles = []
+    original = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *args, **options: shuffles.append(1) or original(*args, **options))
+    cfg.SOLVER.IMS_PER_BATCH = 8
+    stream = build_train_loader(cfg).dataset
+    monkeypatch.setattr(loaders, "get_worker_info", lambda: SimpleNamespace(id=1, num_workers=4))
+    while hasattr(stream, "dataset"):
+        stream = stream.dataset
+    draws = [item["draw"] for item in itertools.islice(stream, 16)]
+    # the second of four workers, eight pictures in a row
+    assert draws == [*range(8, 16), *range(40, 48)]
+    assert len(shuffles) == 48  # one an epoch of the one picture
 
 
 def test_training_never_makes_all_records_of_a_folder(cfg, tmp_path, write_noise, monkeypatch):

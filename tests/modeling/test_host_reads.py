@@ -44,8 +44,8 @@ def test_reads_of_every_sort_are_noticed():
         values[mask]
         values[mask] = torch.ones(3)
         mask.nonzero()
-        values.cpu(), values.tolist()
-    counts = {"item": 3, "mask index": 2, "nonzero": 1, "cpu": 1, "tolist": 1}
+        values.cpu(), values.tolist(), values.new_tensor([1.0])
+    counts = {"item": 3, "mask index": 2, "nonzero": 1, "cpu": 1, "tolist": 1, "new_tensor": 1}
     assert reads.sites == {("", "", what): count for what, count in counts.items()}
     values.cpu()
-    assert sum(reads.sites.values()) == 8
+    assert sum(reads.sites.values()) == 9

@@ -86,7 +86,7 @@ class MSDeformAttn(nn.Module):
     def _attend(self, query: Tensor, reference: Tensor, value: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
         b, n_q, _ = query.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        sizes = reference.new_tensor([(w, h) for h, w in shapes])
+        sizes = _sizes(shapes, reference)
         offsets = self.sampling_offsets(query).view(b, n_q, heads, levels, points, 2)
         # (b, n_q, heads, levels, points, 2): offsets count cells of their own level
         locations = reference[:, :, None, :, None, :] + offsets / sizes[None, None, None, :, None, :]
@@ -110,6 +110,15 @@ class MSDeformAttn(nn.Module):
         assert read is not None
         output: Tensor = self.output_proj(read.view(b, heads * read.shape[1], n_q).transpose(1, 2))
         return output
+
+
+def _sizes(shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """(w, h) of every level, ``(levels, 2)``, filled in on the device: a copy from the host would wait for it."""
+    sizes = like.new_empty(len(shapes), 2)
+    for level, (h, w) in enumerate(shapes):
+        sizes[level, 0].fill_(w)
+        sizes[level, 1].fill_(h)
+    return sizes
 
 
 def pixel_centres(shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:

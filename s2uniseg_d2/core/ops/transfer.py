@@ -12,9 +12,9 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     A copy from ordinary memory waits for the queue; from pinned memory it joins it.
 
     Args:
-        values: on the CPU.
-        device: a GPU, or the CPU, where nothing is copied.
+        values: on the CPU, or on ``device`` already, where nothing is copied.
+        device: a GPU or the CPU.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
