@@ -43,16 +43,22 @@ def pictures(tmp_path_factory):
 
 
 def train(pictures, output, *, until, resume=False, **more):
-    """Train up to an iteration as if stopped there: the schedules are those of the whole run."""
+    """Train up to an iteration as if stopped there: the schedules, all of them on, are those of the whole run."""
     cfg = tiny_config(
         DATASETS__TRAIN=f"('folder:{pictures}',)",
         OUTPUT_DIR=output,
         SEED=7,
         MODEL__VIT__DROP_PATH=0.4,
-        MODEL__QUERY_SD__FREEZE_LAST_LAYER_ITERS=2,
+        MODEL__QUERY_SD__FREEZE_LAST_LAYER_ITERS=12,
+        MODEL__QUERY_SD__TEACHER_TEMP_START=0.02,
+        MODEL__QUERY_SD__TEACHER_TEMP_WARMUP_ITERS=12,
+        SOLVER__WEIGHT_DECAY_END=0.1,
+        SOLVER__ACCUMULATION_STEPS=2,
+        SOLVER__AMP__ENABLED=True,
+        SOLVER__AMP__DTYPE="float16",
         SOLVER__BASE_LR=1e-3,
-        SOLVER__MAX_ITER=6,
-        SOLVER__CHECKPOINT_PERIOD=3,
+        SOLVER__MAX_ITER=14,
+        SOLVER__CHECKPOINT_PERIOD=5,
         **more,
     )
     output.mkdir(exist_ok=True)
@@ -74,15 +80,15 @@ def train(pictures, output, *, until, resume=False, **more):
         trainer.train()
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")  # float16 skips steps
 def test_a_run_that_was_stopped_ends_in_the_same_bits(pictures, tmp_path):
-    train(pictures, tmp_path / "straight", until=6)
-    train(pictures, tmp_path / "stopped", until=5)
-    train(pictures, tmp_path / "stopped", until=6, resume=True, DATALOADER__NUM_WORKERS=2)
+    train(pictures, tmp_path / "straight", until=14)
+    train(pictures, tmp_path / "stopped", until=12)
+    train(pictures, tmp_path / "stopped", until=14, resume=True, DATALOADER__NUM_WORKERS=2)
     straight, stopped = (read(tmp_path / run / "model_final.pth") for run in ("straight", "stopped"))
     assert differing(straight, stopped) == []
-    # ... although every step changes them
-    before = read(tmp_path / "straight" / "model_0000002.pth")
+    # ... although the last steps change them, under a scale that the first ones have found
+    before = read(tmp_path / "straight" / "model_0000009.pth")
+    assert 1.0 <= before["trainer"]["_trainer"]["grad_scaler"]["scale"] < 65536.0
     for part in ("teacher_head", "center", "backbone", "query_proj"):
         assert any(f".{part}" in name for name in differing(straight["model"], before["model"])), part
-    states = (content["trainer"]["_trainer"]["optimizer"]["state"] for content in (straight, before))
-    assert differing(*states)
