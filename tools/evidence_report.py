@@ -18,10 +18,13 @@ COLUMNS: dict[str, tuple[str, str]] = {
 }
 GOALS = ("AP", "AR@100")  # in which the student is to beat the final teacher's labels
 TABLES = {
-    "ablation": ("Each part of the loss", "Every row trains like the first but for what it says"),
+    "ablation": (
+        "Each part of the loss",
+        "Rows train like the first but for what they say; without the semantic group nothing learns a semantic map",
+    ),
     "table3": (
         "Table 3 in miniature",
-        "The first row is the recipe: K = {k}, δ = {delta}, ω_s, ω_f = {omega}, τ = {taus}",
+        "The first row is the recipe: K = {k}, δ = {delta}, ω_s, ω_f = {omega}, τ = {taus}; δ = 1 is one table up",
     ),
     "scaling": ("More pictures", "The same number of iterations on more or fewer scenes, seed 0"),
 }
