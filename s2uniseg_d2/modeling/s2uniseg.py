@@ -265,7 +265,7 @@ class S2UniSeg(nn.Module):
                 points=points.at(number),
                 divisors=(normalizers.pairs[group], normalizers.weights[group]),
             )
-        for group in GROUPS:
+        for group in (group for group, kind in GROUPS.items() if kind in self.learned_kinds):
             observe_group(self.observer, group, outputs[group][1], targets[group].masks, matches[group])
         # QuerySD takes the last layer's pairs
         student_queries = [outputs[group][1].queries[matches[group].image, matches[group].query] for group in GROUPS]

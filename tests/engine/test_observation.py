@@ -65,6 +65,12 @@ def test_a_model_of_random_weights_is_no_collapse(caplog, seed):
     assert 0.0 <= figures["query_sd/teacher_information"] <= math.log(16)
 
 
+def test_a_group_that_learns_no_masks_is_not_looked_at(caplog):
+    figures, _ = watch(build(1, MODEL__LOSS__KINDS="('instance',)"), caplog)
+    assert "spread/ins_queries" in figures
+    assert not any(name.startswith(("spread/sem", "match/sem", "objectness/sem")) for name in figures)
+
+
 def test_one_cluster_is_named(model, caplog):
     with torch.no_grad():
         model.center.center[0, 3] = -100.0
