@@ -44,27 +44,39 @@ def runs(repository, tmp_path_factory):
         )
         for rank in range(2)
     ]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         one = train_all(folder)
         for worker in workers:
             _, errors = worker.communicate(timeout=300)
             assert worker.returncode == 0, errors.decode()[-3000:]
     finally:
+        torch.set_num_threads(threads)
         for worker in workers:
             worker.kill()
             worker.communicate()
     return one, torch.load(folder / "found.pth", weights_only=True)
 
 
+def assert_equal_runs(losses, state, wanted_losses, start, wanted_state):
+    """Losses to 1e-5, and weights but for those few behind a ReLU or a maximum that rounding has tipped."""
+    assert len(losses) == len(wanted_losses) == STEPS
+    for mine, theirs in zip(losses, wanted_losses, strict=True):
+        assert "loss_objectness_sem_1" in mine
+        torch.testing.assert_close(mine, theirs, **TOLERANCE)
+    names = [name for name, value in wanted_state.items() if value.is_floating_point()]
+    mine, before, theirs = (
+        torch.cat([values[name].flatten() for name in names]) for values in (state, start, wanted_state)
+    )
+    assert (mine - theirs).norm() < 0.01 * (theirs - before).norm()
+    assert ((mine - theirs).abs() > 1e-5).float().mean() < 0.005
+
+
 @pytest.mark.parametrize("name", [*RUNS, "accumulated"])
 def test_two_processes_have_the_losses_and_weights_of_one(runs, name):
     one, two = runs
-    losses, state = one[name]
-    assert len(losses) == STEPS
-    for mine, theirs in zip(two["losses"][name], losses, strict=True):
-        assert "loss_objectness_sem_1" in mine
-        torch.testing.assert_close(mine, theirs, **TOLERANCE)
-    torch.testing.assert_close(two["states"][name][0], state, **TOLERANCE)
+    assert_equal_runs(two["losses"][name], two["states"][name][0], *one[name])
 
 
 @pytest.mark.parametrize("name", [*RUNS, "accumulated"])
@@ -74,20 +86,19 @@ def test_student_teacher_and_centre_are_the_same_in_all_processes(runs, name):
 
 
 def test_accumulated_gradients_train_as_the_whole_batch_does(runs):
-    (losses, state), (others, other_state) = runs[0]["even"], runs[0]["accumulated"]
-    for mine, theirs in zip(others, losses, strict=True):
-        torch.testing.assert_close(mine, theirs, **TOLERANCE)
-    torch.testing.assert_close(other_state, state, **TOLERANCE)
+    losses, _, state = runs[0]["accumulated"]
+    assert_equal_runs(losses, state, *runs[0]["even"])
 
 
 def test_the_runs_learn_and_differ(runs):
     one, _ = runs
     for name in RUNS:
-        losses, state = one[name]
+        losses, start, state = one[name]
         assert losses[0]["loss_mask_ins"] != losses[-1]["loss_mask_ins"] or name == "no masks at all"
         assert state["center.center"].any() == (name != "no masks at all")
-        moved = state["teacher_backbone.trunk.vit.blocks.3.mlp.fc2.weight"]
-        assert not torch.equal(moved, one["even"][1]["backbone.trunk.vit.blocks.3.mlp.fc2.weight"])
+        for part in ("backbone", "teacher_backbone"):
+            weight = f"{part}.trunk.vit.blocks.3.mlp.fc2.weight"
+            assert (state[weight] - start[weight]).abs().max() > 2e-5 or name == "no masks at all"
     assert one["even"][0][0]["loss_mask_ins"] != one["uneven masks"][0][0]["loss_mask_ins"]
 
 
