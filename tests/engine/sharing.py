@@ -54,6 +54,7 @@ def train(folder: Path, name: str, *, bare: tuple[int, ...] = (), steps: int = S
         "MODEL__LOSS__IMPORTANCE_RATIO": 0.0,
         "MODEL__QUERY_SD__FREEZE_LAST_LAYER_ITERS": 1,
         "MODEL__TEACHER__MOMENTUM": 0.5,
+        "MODEL__TEACHER__MOMENTUM_END": 0.5,
     }
     cfg = tiny_config(**{**settings, **more})
     Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
