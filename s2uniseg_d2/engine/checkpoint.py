@@ -54,6 +54,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         content = {"model": self.model.state_dict(), **kwargs}
         content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
         logger.info("Saving checkpoint to %s", path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         remove_partials(path.parent)
         write_whole(path, lambda file: torch.save(content, file))
         if is_last:

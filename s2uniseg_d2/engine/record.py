@@ -46,6 +46,7 @@ class RecordHook(PeriodicWriter):
         start = self.trainer.start_iter
         restore_histories(self.trainer.storage, self._kept)
         if self.is_writing:
+            self.folder.mkdir(parents=True, exist_ok=True)
             metrics = self.folder / "metrics.json"
             if start:
                 take_back(metrics, start)

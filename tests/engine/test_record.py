@@ -41,8 +41,6 @@ def lines(folder):
 
 def test_a_stopped_record_goes_on_as_if_it_had_not_been(tmp_path):
     alone, stopped = tmp_path / "alone", tmp_path / "stopped"
-    for folder in (alone, stopped):
-        folder.mkdir()
     record(alone, 0, 60, 60)
     kept = record(stopped, 0, 33, 60)
     record(stopped, 33, 47, 60)  # a try that was killed: its checkpoint is the one at 32
