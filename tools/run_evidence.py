@@ -35,7 +35,7 @@ SEEDS = (0, 1, 2)
 TRAIN_SCENES = 400
 VAL_SCENES = 48
 SIZE_PX = 256
-SHORT_SHARE = 0.5  # of the main run's iterations, what a variant trains for
+SHORT_SHARE = 0.4  # of the main run's iterations, what a variant trains for
 CHECKPOINTS = 4  # of a main run that are evaluated, evenly spread, the last one included
 
 
