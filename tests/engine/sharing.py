@@ -48,7 +48,8 @@ def train(folder: Path, name: str, *, bare: tuple[int, ...] = (), steps: int = S
     settings = {
         **SHARED,
         "DATASETS__TRAIN": f"('folder:{folder / 'pictures'}',)",
-        "OUTPUT_DIR": folder / name.replace(" ", "_"),
+        # the runs of one process and of two go on at the same time
+        "OUTPUT_DIR": folder / f"{name.replace(' ', '_')}_by_{comm.get_world_size()}",
         "SOLVER__IMS_PER_BATCH": BATCH,
         "SOLVER__MAX_ITER": steps,
         "MODEL__LOSS__IMPORTANCE_RATIO": 0.0,
