@@ -1,6 +1,13 @@
+"""The compiled student against the plain one.
+
+The backend "aot_eager" traces and differentiates as "inductor" does, but runs torch's own kernels; inductor takes
+minutes to build its own: COMPILE_BACKEND=inductor python -m pytest tests/modeling/test_compilation.py.
+"""
+
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 
 import pytest
@@ -35,8 +42,7 @@ def test_the_compiled_student_gives_equal_losses_and_gradients():
         return {name: loss.item() for name, loss in losses.items()}, gradient
 
     losses, gradient = step()
-    # traces and differentiates as inductor does, without writing kernels, which takes minutes
-    compile_student(model, backend="aot_eager")
+    compile_student(model, backend=os.environ.get("COMPILE_BACKEND", "aot_eager"))
     assert model.state_dict().keys() == state.keys()
     compiled, compiled_gradient = step()
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]

@@ -119,9 +119,9 @@ def draw_uncertain_points(
     at_once = max(1, CANDIDATES_AT_ONCE // num_candidates)
     for part, part_views in zip(torch.split(logits, at_once), torch.split(views, at_once), strict=True):
         candidates = points(part_views, 0, num_candidates)
-        # the logit nearest to zero is the most uncertain one
-        uncertainty = -sample_points(part, candidates).abs()
-        chosen = uncertainty.topk(important, dim=1).indices
+        # the logit nearest to zero is the most uncertain one; the losses do not ask for an order
+        certainty = sample_points(part, candidates).abs_()
+        chosen = certainty.topk(important, dim=1, largest=False, sorted=False).indices
         chosen_points.append(candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2)))
     anywhere = points(views, num_candidates, num_points - important)
     return torch.cat([torch.cat(chosen_points), anywhere], dim=1)
