@@ -99,10 +99,14 @@ def _is_block_constant(tokens: Tensor, side: int) -> bool:
     rows, columns = tokens.shape[1:]
     if rows < side or columns < side:
         return False
-    row = torch.arange(rows, device=tokens.device) // side * side
-    column = torch.arange(columns, device=tokens.device) // side * side
     # Few channels refuse nearly every other map at a fraction of the cost.
-    for part in (tokens[:PROBE_CHANNELS], tokens[PROBE_CHANNELS:]):
-        if not torch.equal(part, part[:, row][:, :, column]):
-            return False
-    return True
+    return all(
+        _repeats_first(part, 1, side) and _repeats_first(part[:, ::side], 2, side)
+        for part in (tokens[:PROBE_CHANNELS], tokens[PROBE_CHANNELS:])
+    )
+
+
+def _repeats_first(part: Tensor, dim: int, side: int) -> bool:
+    """Whether every ``side`` slices along a dimension are equal to the first of them."""
+    first, *others = (part[(slice(None),) * dim + (slice(start, None, side),)] for start in range(side))
+    return all(torch.equal(other, first.narrow(dim, 0, other.shape[dim])) for other in others)

@@ -92,10 +92,9 @@ class Identifier:
 
     def _screen_pairs(self, nodes: Supernodes, tau: float) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the certain and the open pairs (i < j) of one block of rows after the other, by matrix products."""
-        spread, rounding = self._voters.spread, self._voters.rounding
-        projections = multiply(nodes.means, spread.basis)
+        rounding = self._voters.rounding
         squares = torch.linalg.vecdot(nodes.means.double(), nodes.means.double())
-        reaches = torch.linalg.vecdot(projections.double(), projections.double())
+        projected = None if self._voters.are_few else self._project(nodes)
         weight_f, weight_s = self._weighting
         for start in range(0, nodes.sizes.numel(), PAIR_ROWS):
             rows = slice(start, start + PAIR_ROWS)
@@ -109,14 +108,22 @@ class Identifier:
             # Differences of squares: the rounding of an inner product, four times, and of its operands.
             inner = (nodes.means[rows] @ nodes.means[start:].T)[i, j]
             gap = (squares[a] + squares[b] - 2 * inner).clamp_min_(0).add_(8 * rounding).sqrt_()
-            inner = (projections[rows] @ projections[start:].T)[i, j]
-            reach = (reaches[a] + reaches[b] - 2 * inner).clamp_min_(0)
-            widest = (reach + 8 * spread.slack + spread.above * gap.square()).sqrt_()
-            narrowest = (reach - 8 * spread.slack - spread.below * gap.square()).clamp_min_(0) / gap
+            narrowest, widest = torch.zeros_like(gap), gap
+            if projected is not None:
+                projections, reaches = projected
+                inner = (projections[rows] @ projections[start:].T)[i, j]
+                reach, spread = (reaches[a] + reaches[b] - 2 * inner).clamp_min_(0), self._voters.spread
+                widest = torch.minimum((reach + 8 * spread.slack + spread.above * gap.square()).sqrt_(), gap)
+                narrowest = (reach - 8 * spread.slack - spread.below * gap.square()).clamp_min_(0) / gap
             feature = cosines[i, j].double()
-            lowest, highest = self._bracket(feature, slack, narrowest, torch.minimum(widest, gap))
+            lowest, highest = self._bracket(feature, slack, narrowest, widest)
             pairs = torch.stack([a, b])
             yield pairs[:, lowest >= tau], pairs[:, (lowest < tau) & (highest >= tau)]
+
+    def _project(self, nodes: Supernodes) -> tuple[Tensor, Tensor]:
+        """The nodes' means on the basis of the tight bounds, and their squared norms in float64."""
+        projections = multiply(nodes.means, self._voters.spread.basis)
+        return projections, torch.linalg.vecdot(projections.double(), projections.double())
 
     def _compare(
         self, nodes: Supernodes, edges: Tensor, dtype: torch.dtype = torch.float32
@@ -153,11 +160,11 @@ class Identifier:
     ) -> Identification:
         """Decide the open edges, cheapest test first, and drop those whose ends have met meanwhile."""
         open_ = _OpenEdges(labels, edges, {"feature": feature, "slack": slack, "gap": gap}, tau)
-        # With few edges the coarse bounds cost more than they save.
-        if len(open_) > COARSE_FROM * self._voters.width:
+        # Few voters are asked at once: bounds on what they would say cost more. So do coarse bounds of few edges.
+        if len(open_) > COARSE_FROM * self._voters.width and not self._voters.are_few:
             low, high = self._spread_bounds(nodes, open_.edges, open_["gap"], self._voters.coarse_spread)
             open_.sift(*self._bracket(open_["feature"], open_["slack"], low, high))
-        if len(open_):
+        if len(open_) and not self._voters.are_few:
             low, high = self._spread_bounds(nodes, open_.edges, open_["gap"], self._voters.spread)
             low = torch.maximum(low, self._voters.bound_disagreement_below(nodes.means, open_.edges))
             open_.sift(*self._bracket(open_["feature"], open_["slack"], low, high))

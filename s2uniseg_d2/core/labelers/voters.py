@@ -24,6 +24,8 @@ ROW_CHUNK = 512
 DIGITS_KEPT = 100
 VOTER_CHUNK = 2048
 QUERY_CHUNK = 512
+# Voters per channel up to which no bounds are made.
+FEW = 1.5
 # Directions of the coarse bounds.
 COARSE_RANK = 64
 # Groups of neighbouring voters whose means bound Eq. 2 from below, about.
@@ -153,6 +155,11 @@ class Voters:
         return self.rows.shape[0]
 
     @property
+    def are_few(self) -> bool:
+        """Whether all affinities of the voters among themselves cost less than their second moments and a factor."""
+        return len(self) <= FEW * self.width
+
+    @property
     def tokens(self) -> Voters:
         """The tokens that vote, or whose means vote (:meth:`pool`); these voters themselves unless they are pooled."""
         # No attribute that names itself: a cycle would keep a picture's rows until the collector comes by.
@@ -202,12 +209,16 @@ class Voters:
         return measure_moments(self.rows, self._weights32, VOTER_CHUNK)
 
     @cached_property
+    def _weigh_alike(self) -> bool:
+        return bool((self.sizes == self.sizes[0]).all())
+
+    @cached_property
     def groups(self) -> VoterGroups:
         """Square groups of neighbouring voters, made when first asked for."""
         labels, grid = self._square_groups(max(1, round((len(self) / GROUPS) ** 0.5)))
         count = grid[0] * grid[1]
         weights = torch.zeros(count, dtype=torch.float64, device=labels.device).index_add_(0, labels, self.weights)
-        if bool((self.sizes == self.sizes[0]).all()):
+        if self._weigh_alike:
             means = sum_rows(self.rows, labels, count) / torch.bincount(labels, minlength=count)[:, None]
         else:
             means = sum_rows(self.rows * self._weights32[:, None], labels, count) / weights[:, None]
@@ -276,15 +287,15 @@ class Voters:
     def _elect_chunk(self, queries: Tensor, reach: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
         single = queries.dtype == torch.float32
         peak = queries.new_full((queries.shape[0], 1), -torch.inf, dtype=torch.float64)
-        lowest = -peak
         mass = torch.zeros_like(peak)
         vote = torch.zeros(queries.shape, dtype=torch.float64, device=queries.device)
         for part in _slices(len(self), VOTER_CHUNK):
             rows = self._rows_for(queries, part, exact)
             logits = self._compare_in_parts(queries, part) if single else multiply(queries, rows.T)
             top = torch.maximum(peak, logits.amax(dim=1, keepdim=True).double())
-            lowest = torch.minimum(lowest, logits.amin(dim=1, keepdim=True).double())
-            ballots = (logits - top.to(logits.dtype)).exp_().mul_(self.weights[part].to(logits.dtype))
+            ballots = (logits - top.to(logits.dtype)).exp_()
+            if not self._weigh_alike:
+                ballots *= self.weights[part].to(logits.dtype)
             fade = (peak - top).exp()
             mass = mass * fade + ballots.sum(dim=1, keepdim=True)
             vote = vote * fade + (_vote_in_parts(ballots, rows) if single else multiply(ballots, rows))
@@ -292,7 +303,7 @@ class Voters:
         elected = normalise_rows(vote / mass)
         length = torch.linalg.vector_norm(vote / mass, dim=1)
         if single:
-            return elected.float(), self._election_error(queries, reach, (peak - lowest)[:, 0], length)
+            return elected.float(), self._election_error(queries, reach, length)
         if exact:
             return elected, torch.zeros_like(length)
         norms = torch.linalg.vector_norm(queries, dim=1)
@@ -318,12 +329,13 @@ class Voters:
         # Copies: products of parts of a wider matrix are slow.
         return [columns.contiguous() for columns in torch.split(self.rows, self._part_width, dim=1)]
 
-    def _election_error(self, queries: Tensor, reach: Tensor, span: Tensor, length: Tensor) -> Tensor:
-        """Bound the error of float32 votes whose logits span ``span`` and whose average has length ``length``."""
+    def _election_error(self, queries: Tensor, reach: Tensor, length: Tensor) -> Tensor:
+        """Bound the error of float32 votes whose average has length ``length``."""
         norms = torch.linalg.vector_norm(queries.double(), dim=1)
-        # Logits: queries, rows and an inner product; then the subtraction, exp (a few units) and the token weight.
+        # Logits: queries, rows and an inner product; then the subtraction (logits lie within the queries' norms),
+        # exp (a few units) and the token weight.
         logit = gamma(self._part_width + PARTS + 6) * norms + VECTOR_ERROR * UNIT * reach
-        ballot = torch.expm1(logit + UNIT * span + 8 * UNIT)
+        ballot = torch.expm1(logit + 2.1 * UNIT * norms + 8 * UNIT)
         terms = gamma(min(VOTER_CHUNK // PARTS, len(self)) + PARTS + 6)
         error = (ballot + terms * (1 + ballot)) / (1 - ballot).clamp_min(0.1)
         good = (ballot < 0.1) & (UNIT * norms < EMBEDDING_ROUNDING * length)

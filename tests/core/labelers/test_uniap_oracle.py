@@ -55,6 +55,14 @@ def test_identical_with_and_without_the_coarse_bounds(monkeypatch, coarse_from):
         assert_equals_oracle(make_map(kind, generator), make_config(generator))
 
 
+@pytest.mark.parametrize("few", [0, 1000])
+def test_identical_with_bounds_and_without_any(monkeypatch, few):
+    monkeypatch.setattr(voters, "FEW", few)
+    generator = torch.Generator().manual_seed(7)
+    for kind in ("smooth", "noisy", "regions", "integers", "duplicates", "block") * 4:
+        assert_equals_oracle(make_map(kind, generator), make_config(generator))
+
+
 def test_identical_on_a_larger_map_where_float32_alone_would_not_do():
     generator = torch.Generator().manual_seed(3)
     features = torch.nn.functional.avg_pool2d(torch.randn(1, 48, 24, 24, generator=generator), 3, 1, 1) + 0.03
