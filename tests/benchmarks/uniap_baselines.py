@@ -40,9 +40,7 @@ def merge_greedily(features: Map, taus: Sequence[float]) -> NDArray[np.int64]:
     shape = features.shape[1:]
     sums = unit_rows(features)
     unit = sums.copy()
-    index = np.arange(len(sums)).reshape(shape)
-    tails = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
-    heads = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
+    tails, heads = _neighbours(shape)
     neighbours: list[set[int]] = [set() for _ in range(len(sums))]
     for i, j in zip(tails.tolist(), heads.tolist(), strict=True):
         neighbours[i].add(j)
@@ -89,9 +87,7 @@ def merge_by_scanning(features: Map, taus: Sequence[float]) -> NDArray[np.int64]
     shape = features.shape[1:]
     sums = unit_rows(features)
     unit = sums.copy()
-    index = np.arange(len(sums)).reshape(shape)
-    tails = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
-    heads = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
+    tails, heads = _neighbours(shape)
     cosines = np.einsum("ed,ed->e", unit[tails], unit[heads])
     parent = np.arange(len(sums))
     partitions = []
@@ -164,6 +160,13 @@ def cluster_by_ward(features: Map, clusters: int = 50) -> NDArray[np.int64]:
     shape = features.shape[1:]
     ward = AgglomerativeClustering(min(clusters, len(rows)), linkage="ward", connectivity=grid_to_graph(*shape))
     return ward.fit_predict(rows).reshape(shape)
+
+
+def _neighbours(shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Both ends of every pair of tokens beside or below each other, numbered row by row."""
+    index = np.arange(shape[0] * shape[1]).reshape(shape)
+    tails = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
+    return tails, np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
 
 
 def _absorb(i: int, j: int, neighbours: list[set[int]]) -> None:
