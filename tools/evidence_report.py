@@ -114,7 +114,12 @@ def _introduction(facts: dict[str, Any]) -> str:
         f"Commit {facts['commit']}, Python {facts['python']}, PyTorch {facts['torch']}, {facts['machine']}, device "
         f"{facts['device']}, {facts['jobs']} runs at a time with one thread each{overrides}; the last call of the "
         f"command took {facts['minutes']:.1f} minutes (runs that were done before are not repeated)."
+        + _missing(facts.get("missing", []))
     )
+
+
+def _missing(rows: Sequence[str]) -> str:
+    return f"\n\nPlanned, but not run or not finished when this was written: {'; '.join(rows)}." if rows else ""
 
 
 def format_goals(main: Sequence[RunRecord]) -> str:

@@ -4,6 +4,7 @@
 * `make evidence`                        all runs, two at a time with one thread each
 * `make evidence DEVICE=cuda`            the same on a GPU
 * `make evidence ARGS="--only main"`     the seeds of the main setting alone
+* `make evidence ARGS="--finished"`      the document from the runs that are done, naming those that are not
 
 A run that is done is not repeated; one that was stopped goes on. No label is read in training. The scenes that are
 reported here (seed 0 of datasets/make_scenes.py) were not looked at while the recipe was chosen; those had seed 77.
@@ -113,6 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the main setting")
     parser.add_argument("--train", type=int, default=TRAIN_SCENES, help="scenes of a main run (default %(default)s)")
     parser.add_argument("--val", type=int, default=VAL_SCENES, help="held-out scenes (default %(default)s)")
+    parser.add_argument("--finished", action="store_true", help="write up the runs that are done, train nothing")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the recipe")
     args = parser.parse_args(arguments)
     if args.jobs < 1:
@@ -121,12 +123,17 @@ def main(arguments: list[str] | None = None) -> int:
     output = args.output.resolve()
     opts = ["MODEL.DEVICE", args.device, *args.opts]
     runs = [run for run in plan(args.train, args.seeds) if run.group in args.only]
-    for count in sorted({run.scenes for run in runs}):
-        _make_scenes(output, count, args.val)
+    missing = [run for run in runs if args.finished and not _is_done(output / run.name, run)]
+    runs = [run for run in runs if run not in missing]
+    if args.finished and not runs:
+        parser.error(f"--finished: no run is done in {output}")
+    if not args.finished:
+        for count in sorted({run.scenes for run in runs}):
+            _make_scenes(output, count, args.val)
     with ThreadPoolExecutor(args.jobs) as pool:
         records = list(pool.map(lambda run: _complete(output, run, opts, args.train), runs))
     seconds = time.perf_counter() - start
-    facts = _facts(args, seconds, opts)
+    facts = _facts(args, seconds, opts) | {"missing": [f"{run.group}: {run.row}" for run in missing]}
     (output / "results.json").write_text(json.dumps({"facts": facts, "runs": [r._asdict() for r in records]}, indent=1))
     write_document(args.document, facts, records)
     print(f"written  {args.document}\nresults  {output / 'results.json'}\ntook     {seconds / 60:.1f} min", flush=True)
@@ -144,6 +151,13 @@ def _make_scenes(output: Path, count: int, val: int) -> None:
     run_command(
         [sys.executable, "datasets/make_scenes.py", "--output", str(folder), *sizes], output / f"scenes_{count}.log"
     )
+
+
+def _is_done(folder: Path, run: Run) -> bool:
+    """Whether a run is trained and evaluated: the last of what is evaluated is there."""
+    last = ("student" if run.is_short else "plain student") + " model_final.pth"
+    path = folder / "evaluation.json"
+    return (folder / "model_final.pth").is_file() and path.is_file() and last in json.loads(path.read_text())
 
 
 def _complete(output: Path, run: Run, opts: list[str], train_scenes: int) -> RunRecord:

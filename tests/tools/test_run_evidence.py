@@ -143,5 +143,19 @@ def test_a_reduced_run_writes_the_document_and_is_not_repeated(evidence, tmp_pat
     capsys.readouterr()
     assert evidence.main([*words, *tiny]) == 0
     assert (tmp_path / "out" / "seed_3" / "evaluation.json").stat().st_mtime_ns == before
+    # the fourth seed is not run: it is named, and nothing is trained
+    assert evidence.main([*words, "--seeds", "3", "4", "--finished", *tiny]) == 0
+    assert (
+        "Planned, but not run or not finished when this was written: main: 2 scenes"
+        in (tmp_path / "evidence.md").read_text()
+    )
+    assert not (tmp_path / "out" / "seed_4").exists()
     with pytest.raises(SystemExit, match="holds a run with other settings"):
         evidence.main([*words, *tiny, "SOLVER.BASE_LR", "0.5"])
+
+
+def test_nothing_is_written_up_where_nothing_is_done(evidence, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evidence.main(["--finished", "--output", str(tmp_path / "out"), "--document", str(tmp_path / "evidence.md")])
+    assert "no run is done in" in capsys.readouterr().err
+    assert not (tmp_path / "evidence.md").exists()
