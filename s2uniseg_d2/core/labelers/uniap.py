@@ -120,8 +120,9 @@ class UniAP:
 
     Every decision is the one of exact arithmetic: similarities are float32 with a certified error, and float64 where
     that does not decide. A similarity within 1e-9 below the threshold counts as reaching it. An embedding is zero where
-    the vote of Eq. 5 cancels (opposite features only). Cost: d times tokens times new supernodes, no N x N matrix.
-    Autocast and the precision set for matrix products do not matter.
+    the vote of Eq. 5 cancels (opposite features only). Cost: d times tokens times new supernodes; no N x N matrix, but
+    where N is at most 1.5 d (:attr:`.voters.Voters.are_few`), when it is hardly larger than the features. Autocast
+    and the precision set for matrix products do not matter.
     """
 
     def __init__(self, config: UniAPConfig | None = None, batched: bool | None = None) -> None:
