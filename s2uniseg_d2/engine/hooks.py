@@ -20,6 +20,7 @@ from s2uniseg_d2.modeling import S2UniSeg
 from s2uniseg_d2.modeling.inspection import inspect_views
 
 from .panel import write_png
+from .step_guard import UnlabelledBatchError
 from .training_panel import draw_training_step
 
 logger = logging.getLogger(__name__)
@@ -61,13 +62,19 @@ class LabelledLoader:
             if bare or offline:
                 kind = self.model.device.type
                 with torch.autocast(kind, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-                    labels = (self.model.label(bare) if bare else []) + (self.model.embed(offline) if offline else [])
+                    labels = self._label(batch, bare, offline)
                 for item, pseudo in zip(bare + offline, labels, strict=True):
                     item["pseudo"] = pseudo
             if offline:
                 self._count(offline)
             self._observe(batch)
             yield batch
+
+    def _label(self, batch: Batch, bare: Batch, offline: Batch) -> list[PseudoLabels]:
+        try:
+            return (self.model.label(bare) if bare else []) + (self.model.embed(offline) if offline else [])
+        except FloatingPointError as error:
+            raise UnlabelledBatchError(str(error), batch) from error
 
     def _observe(self, batch: Batch) -> None:
         device, levels = self.model.device, torch.arange(self.num_levels)

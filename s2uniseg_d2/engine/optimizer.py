@@ -62,19 +62,28 @@ def with_full_model_clipping(optimizer_class: type[torch.optim.AdamW], max_norm:
 
     Detectron2's own clipper knows only norms per parameter. Clipping in ``step`` comes after a gradient scaler has
     unscaled. ``max_norm`` 0 clips nothing. A norm that is not finite raises a FloatingPointError before anything is
-    changed: a finite loss can have such a gradient, and one step with it would spoil weights, teacher and checkpoint.
+    changed, gradients included, so that they can be looked at: a finite loss can have such a gradient, and one step
+    with it would spoil weights, teacher and checkpoint.
     Reading the norm is a host round trip, beside the one that reads the losses. It stays in ``gradient_norm``, as it
     was before clipping.
     """
 
     def step(self: torch.optim.AdamW, closure: Callable[[], float] | None = None) -> Any:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
-        self.gradient_norm = norm  # type: ignore[attr-defined]
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm = {float(norm)}; stopped before the optimizer step")
+        self.gradient_norm = _clip(parameters, max_norm or float("inf"))  # type: ignore[attr-defined]
         return optimizer_class.step(self, closure)
 
     return type(
         f"{optimizer_class.__name__}WithFullModelClipping", (optimizer_class,), {"step": step, "gradient_norm": None}
     )
+
+
+def _clip(parameters: list[torch.Tensor], max_norm: float) -> torch.Tensor:
+    try:
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, error_if_nonfinite=True)
+    except RuntimeError as error:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        if norm.isfinite():
+            raise
+        raise FloatingPointError(f"gradient norm = {float(norm)}") from error

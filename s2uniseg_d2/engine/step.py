@@ -14,7 +14,11 @@ from detectron2.utils import comm
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from s2uniseg_d2.core.observer import StepObserver
+from s2uniseg_d2.modeling.normalizers import Normalizers
+
 from .hooks import unwrap
+from .step_guard import MOST_SKIPPED, NonFiniteStepError, StepStart, UnlabelledBatchError, name_gradient
 
 
 def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
@@ -58,25 +62,83 @@ class TrainingStep(SimpleTrainer):
         self.autocast_dtype = autocast_dtype
         self._device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(self._device_type, enabled=autocast_dtype is torch.float16)
+        self._start = StepStart(model)
+        self._has_stepped = False
+        self._skipped = 0
+        optimizer.register_step_pre_hook(self._note_step)
 
     def run_step(self) -> None:
         """Train on the next batch.
 
         Raises:
-            FloatingPointError: if a loss or the gradient is not finite; nothing is changed then.
+            NonFiniteStepError: if a loss or the gradient is not finite, in float16 the gradients of ``MOST_SKIPPED``
+                steps in a row; nothing is changed then.
         """
         start = time.perf_counter()
-        batch = next(self._data_loader_iter)
+        try:
+            batch = next(self._data_loader_iter)
+        except UnlabelledBatchError as error:
+            self._start.remember()
+            raise self._stop(str(error), error.batch) from error
         data_time = time.perf_counter() - start
+        self._start.remember()
         self.optimizer.zero_grad()
-        losses = self._backward(batch) if self.accumulation_steps == 1 else self._accumulate(batch)
+        losses: dict[str, Tensor] = {}
+        try:
+            losses = self.compute_gradients(batch)
+        except FloatingPointError as error:  # of this process alone: others wait for it and are ended with it
+            raise self._stop(str(error), batch) from error
         self.after_backward()
-        self._write_metrics(losses, data_time)
+        try:
+            self._write_metrics(losses, data_time)
+        except FloatingPointError as error:
+            raise self._stop(str(error), batch, losses) from error
         self._lap("losses_read")
-        # with scaling, a gradient that is not finite is no error: the step is left out and the scale halved
+        try:
+            self._step()
+        except FloatingPointError as error:
+            raise self._stop(f"{error}: {name_gradient(self.model)}", batch, losses) from error
+        self._lap("optimizer")
+
+    def compute_gradients(self, batch: Sequence[Any], normalizers: Normalizers | None = None) -> dict[str, Tensor]:
+        """Add the gradients of a batch to those that are there; returns the losses.
+
+        Args:
+            batch: this process's share.
+            normalizers: of the batch of all processes; None lets them be counted.
+        """
+        if self.accumulation_steps > 1:
+            return self._accumulate(batch, normalizers)
+        return self._backward(batch) if normalizers is None else self._backward(batch, normalizers)
+
+    def _step(self) -> None:
+        """Let the optimizer step.
+
+        With scaling, a gradient that is not finite is no error: the step is left out, counted, and the scale halved.
+        """
+        self._has_stepped = False
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        self._lap("optimizer")
+        if self.grad_scaler.is_enabled():
+            self._skipped = 0 if self._has_stepped else self._skipped + 1
+            if self._observer is not None:
+                self._observer.add("skipped_steps", float(not self._has_stepped))
+            if self._skipped >= MOST_SKIPPED:
+                raise FloatingPointError(f"float16 left out {self._skipped} steps in a row")
+
+    def _note_step(self, *_: Any) -> None:
+        self._has_stepped = True
+
+    def _stop(self, reason: str, batch: Any, losses: Mapping[str, Tensor] | None = None) -> NonFiniteStepError:
+        """The error that ends the run; the model is as it was before the step."""
+        self._start.restore()
+        return NonFiniteStepError(
+            f"iteration {self.iter}: {reason}; stopped before the optimizer step",
+            batch=batch,
+            generators=self._start.generators,
+            losses={name: float(loss) for name, loss in (losses or {}).items()},
+            is_shared=losses is not None,
+        )
 
     def _backward(self, batch: Sequence[Any], *part: Any, **of_part: Any) -> dict[str, Tensor]:
         """Add the gradients of a batch, or of a part, to those that are there; returns the losses."""
@@ -87,11 +149,11 @@ class TrainingStep(SimpleTrainer):
         self._lap("backward")
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _accumulate(self, batch: Sequence[Any]) -> dict[str, Tensor]:
+    def _accumulate(self, batch: Sequence[Any], normalizers: Normalizers | None) -> dict[str, Tensor]:
         """Add up the gradients of all parts; returns the summed losses, which are those of the whole batch."""
         size = len(batch) // self.accumulation_steps
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-        normalizers = unwrap(self.model).count_normalizers(batch)
+        normalizers = normalizers or unwrap(self.model).count_normalizers(batch)
         total: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
             is_last = number == len(parts) - 1
@@ -102,9 +164,12 @@ class TrainingStep(SimpleTrainer):
 
     def _lap(self, part: str) -> None:
         """Tell the model's observer, if it has one, which part of the step is over."""
-        observer = getattr(getattr(self.model, "module", self.model), "observer", None)
-        if observer is not None:
-            observer.lap(part)
+        if self._observer is not None:
+            self._observer.lap(part)
+
+    @property
+    def _observer(self) -> StepObserver | None:
+        return getattr(getattr(self.model, "module", self.model), "observer", None)
 
     def _without_exchange(self) -> AbstractContextManager[None]:
         """Keeps gradients in this process while it is active."""
@@ -120,6 +185,10 @@ class TrainingStep(SimpleTrainer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up a state; a run that was not scaled before starts with a fresh scale."""
         super().load_state_dict(state_dict)
+        self.load_scale(state_dict)
+
+    def load_scale(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up the scale alone."""
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
@@ -135,5 +204,5 @@ class TrainingStep(SimpleTrainer):
         if not values.isfinite().all():
             wrong = {name: float(value) for name, value in zip(loss_dict, values, strict=True) if not value.isfinite()}
             named = ", ".join(f"{name} = {value}" for name, value in wrong.items())
-            raise FloatingPointError(f"iteration {self.iter}: {named}; stopped before the optimizer step")
+            raise FloatingPointError(named)
         super()._write_metrics(dict(zip(loss_dict, values, strict=True)), data_time, prefix, iter)

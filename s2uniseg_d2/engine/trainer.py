@@ -31,9 +31,11 @@ from .optimizer import build_optimizer
 from .panel import draw_comparison, write_png
 from .processes import parallelize
 from .record import PERIOD, RecordHook
+from .replay import save_replay
 from .resuming import StepDrawsHook
 from .schedules import ScheduleHook, build_scheduler
 from .step import TrainingStep, autocast_dtype
+from .step_guard import NonFiniteStepError
 from .stopping import TerminationHook
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,17 @@ class Trainer(DefaultTrainer):
         if self.start_iter:
             # the stream of pictures goes on where it stopped
             self._trainer.reset_data_loader(lambda: build_train_loader(self.cfg, start_iter=self.start_iter))
+
+    def run_step(self) -> None:
+        """Train on the next batch.
+
+        Raises:
+            FloatingPointError: if a loss or gradient is not finite; says how to run the step again.
+        """
+        try:
+            super().run_step()
+        except NonFiniteStepError as error:
+            raise FloatingPointError(f"{error}; {save_replay(self, error)}") from error
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks with ours in their places.

@@ -7,7 +7,9 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from s2uniseg_d2.engine.optimizer import with_full_model_clipping
 from s2uniseg_d2.engine.step import TrainingStep, autocast_dtype
+from s2uniseg_d2.engine.step_guard import NonFiniteStepError
 from tests.tiny import tiny_config
 
 
@@ -80,6 +82,43 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer():
     with pytest.raises(FloatingPointError, match="iteration 0: loss = nan; stopped before the optimizer step"):
         train(step, 1)
     assert torch.equal(step.model.layer.weight, before)
+
+
+def test_float16_stops_after_many_steps_in_a_row_that_were_left_out(monkeypatch):
+    monkeypatch.setattr("s2uniseg_d2.engine.step.MOST_SKIPPED", 3)
+    step = make_step(torch.float16, scale=3e37)
+    before = step.model.layer.weight.clone()
+    train(step, 2)
+    with pytest.raises(
+        NonFiniteStepError, match=r"float16 left out 3 steps in a row: gradient of layer\.weight = -?(inf|nan) "
+    ):
+        train(step, 1)
+    assert torch.equal(step.model.layer.weight, before)
+    # a step that is taken begins the count anew
+    step = make_step(torch.float16, scale=3e37)
+    train(step, 2)
+    step.model.scale = 1.0
+    train(step, 1)
+    step.model.scale = 3e37
+    train(step, 2)
+
+
+def test_the_parameter_whose_gradient_is_not_finite_is_named():
+    step = make_step()
+    step.model.layer.bias.register_hook(lambda gradient: gradient * float("nan"))
+    step.optimizer = with_full_model_clipping(torch.optim.AdamW, 0.1)(step.model.parameters())
+    with pytest.raises(
+        NonFiniteStepError, match=r"iteration 0: gradient norm = nan: gradient of layer\.bias = nan; stop"
+    ):
+        train(step, 1)
+    # each is finite, their norm is not
+    step = make_step()
+    step.model.layer.weight.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
+    step.optimizer = with_full_model_clipping(torch.optim.AdamW, 0.1)(step.model.parameters())
+    with pytest.raises(
+        NonFiniteStepError, match=r"each gradient is; the largest is that of layer\.weight, 3e\+38; stop"
+    ):
+        train(step, 1)
 
 
 def test_precision_follows_the_config():

@@ -181,7 +181,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(repository, pictur
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert "iteration 0: loss_query_sd = inf" in last
-    assert "stopped before the optimizer step; there is no checkpoint in" in last
+    assert "stopped before the optimizer step; tools/replay_batch.py" in last
+    assert "rank_0.pth runs it again; there is no checkpoint in" in last
     assert "Traceback" not in result.stderr + result.stdout
 
 
