@@ -18,8 +18,8 @@ from torch import Tensor
 
 from s2uniseg_d2.core.labelers.graph import block_side
 from s2uniseg_d2.core.labelers.identify import TIE, Weighting
+from s2uniseg_d2.core.labelers.rows import normalise_rows
 from s2uniseg_d2.core.labelers.supernodes import Region
-from s2uniseg_d2.core.labelers.voters import normalise_rows
 
 # Numbers that a temporary tensor may hold: 512 MiB of float64.
 TEMPORARY = 2**26

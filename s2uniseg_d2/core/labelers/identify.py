@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from s2uniseg_d2.core.labelers.spread import Spread
-from s2uniseg_d2.core.labelers.supernodes import Region, Supernodes, exact_features, exact_means, refine
+from s2uniseg_d2.core.labelers.supernodes import (
+    Region,
+    Supernodes,
+    exact_features,
+    exact_means,
+    mean_affinities,
+    refine,
+)
 from s2uniseg_d2.core.labelers.voters import Voters, used_rows
 from s2uniseg_d2.core.ops.components import connected_components
 from s2uniseg_d2.core.ops.products import multiply
@@ -130,9 +137,11 @@ class Identifier:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return Eq. 1 of each edge, computed in ``dtype``, a bound on its error, and one on ‖U_i − U_j‖, float64."""
         rounding = self._voters.rounding
-        feature = torch.empty(edges.shape[1], dtype=torch.float64, device=edges.device)
-        gap = torch.empty_like(feature)
-        for start in range(0, edges.shape[1], EDGE_CHUNK):
+        known = self._voters.affinities if nodes.sums is None else None
+        gap = torch.empty(edges.shape[1], dtype=torch.float64, device=edges.device)
+        # The cosines of single tokens are among their affinities.
+        feature = torch.empty_like(gap) if known is None else known[edges[0], edges[1]].double()
+        for start in range(0, edges.shape[1] if known is None else 0, EDGE_CHUNK):
             part = slice(start, start + EDGE_CHUNK)
             i, j = edges[:, part]
             feature[part] = torch.linalg.vecdot(nodes.features[i].to(dtype), nodes.features[j].to(dtype))
@@ -170,7 +179,7 @@ class Identifier:
             open_.sift(*self._bracket(open_["feature"], open_["slack"], low, high))
         undecided = len(open_)
         if undecided:
-            votes, error = self._voters.disagreement(nodes.means, open_.edges)
+            votes, error = self._measure_disagreement(nodes, open_.edges)
             open_.sift(*self._bracket(open_["feature"], open_["slack"], votes - error, votes + error))
         if len(open_):
             self._settle_near_ties(nodes, open_)
@@ -179,6 +188,14 @@ class Identifier:
             similarity = self._exact_similarity(nodes, open_.edges)
             open_.sift(similarity, similarity)
         return Identification(open_.labels, undecided, exact)
+
+    def _measure_disagreement(self, nodes: Supernodes, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ_k w_k |D·F_k| of each edge in float32 and a bound on its error."""
+        chosen, ends = torch.unique(edges, return_inverse=True)
+        affinities = mean_affinities(nodes, chosen, self._voters)
+        if affinities is None:
+            return self._voters.disagreement(nodes.means, edges)
+        return self._voters.disagreement_known(affinities, ends)
 
     def _settle_near_ties(self, nodes: Supernodes, open_: _OpenEdges) -> None:
         """Decide edges in float64 arithmetic on rounded rows; what that cannot tell stays open."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from s2uniseg_d2.core.labelers.rounding import UNIT
-from s2uniseg_d2.core.labelers.voters import ROW_CHUNK, Voters, sum_rows
+from s2uniseg_d2.core.labelers.rows import ROW_CHUNK, sum_rows
+from s2uniseg_d2.core.labelers.voters import Voters
 
 # A float32 vote that is certified no better than this is repeated in float64.
 WORST_ERROR = 1e-2
@@ -25,6 +26,8 @@ class Supernodes(NamedTuple):
         means: ``(s, d)`` float32 U = R / size, rounded.
         features: ``(s, d)`` float32 V.
         errors: ``(s,)`` float64 bound on the Euclidean error of each row of ``features``.
+        affinities: ``(s, k)`` float64 R Fᵀ, summed over :attr:`.voters.Voters.affinities`; None before the first layer
+            and where the voters have none.
     """
 
     sizes: Tensor
@@ -33,6 +36,7 @@ class Supernodes(NamedTuple):
     means: Tensor
     features: Tensor
     errors: Tensor
+    affinities: Tensor | None = None
 
 
 class Region(NamedTuple):
@@ -64,12 +68,17 @@ def merge(nodes: Supernodes, labels: Tensor, count: int, voters: Voters, region:
         region: how Eq. 5 is read; None leaves the V of new supernodes to :func:`complete`: their error is infinite.
     """
     d = voters.width
+    affinities = voters.affinities if nodes.sums is None else nodes.affinities
     if nodes.sums is None:
         whole = bool((nodes.sizes == 1).all())
         rows = voters.tokens.rows
         sums = sum_rows(rows if whole else rows * nodes.sizes[:, None], labels, count)
+        if affinities is not None:
+            affinities = sum_rows(affinities if whole else affinities * nodes.sizes[:, None], labels, count)
     else:
-        sums = torch.zeros(count, d, dtype=torch.float64, device=labels.device).index_add_(0, labels, nodes.sums)
+        sums = _add_rows(nodes.sums, labels, count)
+        if affinities is not None:
+            affinities = _add_rows(affinities, labels, count)
     sizes = torch.zeros(count, dtype=torch.int64, device=labels.device).index_add_(0, labels, nodes.sizes)
     means = (sums / sizes[:, None]).float()
     features = torch.empty(count, d, dtype=torch.float32, device=labels.device)
@@ -81,7 +90,7 @@ def merge(nodes: Supernodes, labels: Tensor, count: int, voters: Voters, region:
         features[labels[kept]], errors[labels[kept]] = nodes.features[kept], nodes.errors[kept]
     index = changed.nonzero()[:, 0]
     members = torch.cat([labels, labels.new_tensor([-1])])[nodes.members]
-    merged = Supernodes(sizes, members, sums, means, features, errors)
+    merged = Supernodes(sizes, members, sums, means, features, errors, affinities)
     if region is None:
         errors[index] = torch.inf
     else:
@@ -97,8 +106,27 @@ def complete(waiting: Sequence[tuple[Supernodes, Tensor]], voters: Voters, regio
 def select(nodes: Supernodes, index: Tensor) -> Supernodes:
     """Return the chosen nodes of a layer after the first merge."""
     assert nodes.sums is not None
-    rows = (values[index] for values in (nodes.sums, nodes.means, nodes.features, nodes.errors))
-    return Supernodes(nodes.sizes[index], _renumber(nodes, index), *rows)
+    return Supernodes(
+        nodes.sizes[index],
+        _renumber(nodes, index),
+        nodes.sums[index],
+        nodes.means[index],
+        nodes.features[index],
+        nodes.errors[index],
+        None if nodes.affinities is None else nodes.affinities[index],
+    )
+
+
+def mean_affinities(nodes: Supernodes, index: Tensor, voters: Voters) -> Tensor | None:
+    """Return U·F of the chosen nodes, ``(n, k)`` float32, where it is known without a product; else None."""
+    if nodes.sums is None:
+        return None if voters.affinities is None else voters.affinities[index]
+    return None if nodes.affinities is None else (nodes.affinities[index] / nodes.sizes[index, None]).float()
+
+
+def _add_rows(rows: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The sums of float64 rows by label."""
+    return rows.new_zeros(count, rows.shape[1]).index_add_(0, labels, rows)
 
 
 def refine(nodes: Supernodes, index: Tensor, voters: Voters, region: Region) -> None:
@@ -153,14 +181,16 @@ def _reach(sizes: Tensor, region: Region) -> Tensor:
 
 def _elect(chosen: Sequence[tuple[Supernodes, Tensor]], voters: Voters, region: Region) -> None:
     """Eq. 5 of the chosen nodes, in place: in float32, and in float64 where float32 certifies too little."""
-    queries, reaches = [], []
+    queries, reaches, logits = [], [], []
     for nodes, index in chosen:
         assert nodes.sums is not None
         sizes = nodes.sizes[index]
         queries.append(_queries(nodes.sums[index], sizes, region).float())
         reaches.append(_reach(sizes, region))
+        if nodes.affinities is not None:
+            logits.append(_queries(nodes.affinities[index], sizes, region).float())
     counts = [len(index) for _, index in chosen]
-    elected = voters.elect(torch.cat(queries), torch.cat(reaches))
+    elected = voters.elect(torch.cat(queries), torch.cat(reaches), logits=torch.cat(logits) if logits else None)
     parts = (torch.split(values, counts) for values in elected)
     for (nodes, index), features, errors in zip(chosen, *parts, strict=True):
         poor = (errors > WORST_ERROR).nonzero()[:, 0]

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from s2uniseg_d2.core.labelers.rounding import UNIT, gamma
+from s2uniseg_d2.core.labelers.rows import ROW_CHUNK, SHORT_SUM, SHORTEST, normalise_rows, sum_rows
 from s2uniseg_d2.core.labelers.spread import Moments, Spread, bound_spread, bound_spread_coarsely, measure_moments
 from s2uniseg_d2.core.ops.products import multiply
 
-# A vector shorter than this has no direction in float64 arithmetic; L2N makes it zero.
-SHORTEST = 1e-9
 # Float32 votes that come no nearer to the exact ones, by the rounding of their logits alone, are no embeddings.
 EMBEDDING_ROUNDING = 4e-6
-ROW_CHUNK = 512
 # Float32 factors of a binary exponent up to this size keep all their digits.
 DIGITS_KEPT = 100
 VOTER_CHUNK = 2048
@@ -30,8 +28,6 @@ FEW = 1.5
 COARSE_RANK = 64
 # Groups of neighbouring voters whose means bound Eq. 2 from below, about.
 GROUPS = 256
-# Rows that float32 adds up before float64 takes over.
-SHORT_SUM = 16
 # Largest number of values of F that are kept in float64 once they were asked for, 128 MiB.
 MOST_KEPT = 2**24
 # Parts of a float32 sum of products, added up afterwards: the fewer terms in a row, the smaller the certain error.
@@ -47,36 +43,6 @@ class VoterGroups(NamedTuple):
 
     means: Tensor
     weights: Tensor
-
-
-def normalise_rows(rows: Tensor) -> Tensor:
-    """Return rows of unit length; rows shorter than 1e-9 become zero."""
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return torch.where(length > SHORTEST, rows / length.clamp_min(SHORTEST), torch.zeros_like(rows))
-
-
-def sum_rows(rows: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Return the ``(count, d)`` float64 sums of float32 rows by label; SHORT_SUM of them at a time in float32.
-
-    Args:
-        rows: ``(k, d)`` float32.
-        labels: ``(k,)`` int64 in [0, count).
-        count: number of sums.
-    """
-    order = labels.argsort(stable=True)
-    ordered = labels[order]
-    counts = torch.bincount(labels, minlength=count)
-    rank = torch.arange(labels.numel(), device=labels.device) - (counts.cumsum(0) - counts)[ordered]
-    first = rank % SHORT_SUM == 0
-    part = torch.empty_like(labels)
-    part[order] = first.cumsum(0) - 1
-    owners = ordered[first]
-    partial = rows.new_zeros(owners.numel(), rows.shape[1]).index_add_(0, part, rows)
-    sums = torch.zeros(count, rows.shape[1], dtype=torch.float64, device=rows.device)
-    for start in range(0, owners.numel(), ROW_CHUNK):
-        chunk = slice(start, start + ROW_CHUNK)
-        sums.index_add_(0, owners[chunk], partial[chunk].double())
-    return sums
 
 
 class Voters:
@@ -159,6 +125,16 @@ class Voters:
         """Whether all affinities of the voters among themselves cost less than their second moments and a factor."""
         return len(self) <= FEW * self.width
 
+    @cached_property
+    def affinities(self) -> Tensor | None:
+        """F Fᵀ ``(k, k)`` float32 of few voters, unless they are pooled: hardly larger than F; None for others.
+
+        A region's affinities are sums of these rows, so that Eq. 2 and Eq. 5 need no other product with all voters.
+        """
+        if not self.are_few or self._tokens is not None:
+            return None
+        return multiply(self.rows, self.rows.T)
+
     @property
     def tokens(self) -> Voters:
         """The tokens that vote, or whose means vote (:meth:`pool`); these voters themselves unless they are pooled."""
@@ -234,6 +210,20 @@ class Voters:
             bound[first : first + QUERY_CHUNK] = (votes[i] - votes[j]).abs_() @ self.groups.weights
         return bound - 3 * self.rounding - gamma(len(self.groups.weights) + 2) * bound
 
+    def disagreement_known(self, affinities: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`disagreement` and bounds on its errors, both ``(e,)``, from products that are known already.
+
+        Args:
+            affinities: ``(n, k)`` float32 U·F, means of :attr:`affinities`.
+            ends: ``(2, e)`` int64 pairs of rows of ``affinities``.
+        """
+        weights = self._weights32
+        total = torch.empty(ends.shape[1], dtype=torch.float64, device=ends.device)
+        for first in range(0, ends.shape[1], QUERY_CHUNK):
+            i, j = ends[:, first : first + QUERY_CHUNK]
+            total[first : first + QUERY_CHUNK] = (affinities[i] - affinities[j]).abs_() @ weights
+        return total, 3 * self.rounding + gamma(len(self) + 2) * total
+
     def disagreement(self, means: Tensor, ends: Tensor, exact: bool = True) -> tuple[Tensor, Tensor]:
         """Return Σ_k w_k |D·F_k| with D = means[i] − means[j] for every pair (Eq. 2 without "1 −").
 
@@ -262,7 +252,9 @@ class Voters:
             return total, torch.full_like(total, 0.0 if exact else 4 * ROW_ERROR * UNIT)
         return total, 3 * self.rounding + gamma(VOTER_CHUNK + 2) * total
 
-    def elect(self, queries: Tensor, reach: Tensor | None = None, exact: bool = True) -> tuple[Tensor, Tensor]:
+    def elect(
+        self, queries: Tensor, reach: Tensor | None = None, exact: bool = True, logits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return L2N{softmax(q·F) F} for every query, the vote of Eq. 5.
 
         Args:
@@ -271,6 +263,7 @@ class Voters:
                 agreed; None: the queries are exact but for their last digit.
             exact: for float64 queries, whether to read F exactly; ``rows`` in float64 arithmetic cost a fraction, and
                 the queries may be those of ``rows`` then.
+            logits: ``(n, k)`` float32 q·F of float32 queries, made of :attr:`affinities`, where they are known.
 
         Returns:
             ``(n, d)`` in the queries' type, and a bound ``(n,)`` on the Euclidean error of each row, float64; 2 says
@@ -278,20 +271,25 @@ class Voters:
         """
         if reach is None:
             reach = torch.zeros(queries.shape[0], dtype=torch.float64, device=queries.device)
-        chunks = zip(torch.split(queries, QUERY_CHUNK), torch.split(reach, QUERY_CHUNK), strict=True)
-        parts = [self._elect_chunk(part, limit, exact) for part, limit in chunks]
+        parts = [
+            self._elect_chunk(queries[part], reach[part], None if logits is None else logits[part], exact)
+            for part in _slices(len(queries), QUERY_CHUNK)
+        ]
         if not parts:
             return queries, queries.new_zeros(0, dtype=torch.float64)
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-    def _elect_chunk(self, queries: Tensor, reach: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
+    def _elect_chunk(self, queries: Tensor, reach: Tensor, known: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
         single = queries.dtype == torch.float32
         peak = queries.new_full((queries.shape[0], 1), -torch.inf, dtype=torch.float64)
         mass = torch.zeros_like(peak)
         vote = torch.zeros(queries.shape, dtype=torch.float64, device=queries.device)
         for part in _slices(len(self), VOTER_CHUNK):
             rows = self._rows_for(queries, part, exact)
-            logits = self._compare_in_parts(queries, part) if single else multiply(queries, rows.T)
+            if known is not None:
+                logits = known[:, part]
+            else:
+                logits = self._compare_in_parts(queries, part) if single else multiply(queries, rows.T)
             top = torch.maximum(peak, logits.amax(dim=1, keepdim=True).double())
             ballots = (logits - top.to(logits.dtype)).exp_()
             if not self._weigh_alike:
@@ -303,7 +301,8 @@ class Voters:
         elected = normalise_rows(vote / mass)
         length = torch.linalg.vector_norm(vote / mass, dim=1)
         if single:
-            return elected.float(), self._election_error(queries, reach, length)
+            # Known logits are sums of the products of single tokens, whose errors count in full where tokens differ.
+            return elected.float(), self._election_error(queries, reach, length, is_summed=known is not None)
         if exact:
             return elected, torch.zeros_like(length)
         norms = torch.linalg.vector_norm(queries, dim=1)
@@ -329,12 +328,15 @@ class Voters:
         # Copies: products of parts of a wider matrix are slow.
         return [columns.contiguous() for columns in torch.split(self.rows, self._part_width, dim=1)]
 
-    def _election_error(self, queries: Tensor, reach: Tensor, length: Tensor) -> Tensor:
+    def _election_error(self, queries: Tensor, reach: Tensor, length: Tensor, is_summed: bool) -> Tensor:
         """Bound the error of float32 votes whose average has length ``length``."""
         norms = torch.linalg.vector_norm(queries.double(), dim=1)
         # Logits: queries, rows and an inner product; then the subtraction (logits lie within the queries' norms),
         # exp (a few units) and the token weight.
-        logit = gamma(self._part_width + PARTS + 6) * norms + VECTOR_ERROR * UNIT * reach
+        if is_summed:
+            logit = (gamma(self.width + 6) + VECTOR_ERROR * UNIT) * reach
+        else:
+            logit = gamma(self._part_width + PARTS + 6) * norms + VECTOR_ERROR * UNIT * reach
         ballot = torch.expm1(logit + 2.1 * UNIT * norms + 8 * UNIT)
         terms = gamma(min(VOTER_CHUNK // PARTS, len(self)) + PARTS + 6)
         error = (ballot + terms * (1 + ballot)) / (1 - ballot).clamp_min(0.1)

@@ -64,7 +64,7 @@ def test_an_unchanged_supernode_keeps_its_feature_without_a_vote(monkeypatch):
     nodes = merge(place_tokens(voters), torch.arange(12) // 3, 4, voters, REGION)
     asked = []
     elect = voters.elect
-    monkeypatch.setattr(voters, "elect", lambda queries, *rest: asked.append(len(queries)) or elect(queries, *rest))
+    monkeypatch.setattr(voters, "elect", lambda q, *rest, **named: asked.append(len(q)) or elect(q, *rest, **named))
     after = merge(nodes, torch.tensor([0, 1, 1, 2]), 3, voters, REGION)
     assert asked == [1]
     assert torch.equal(after.features[[0, 2]], nodes.features[[0, 3]])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from s2uniseg_d2.core.labelers import identify, spread, supernodes, voters
+from s2uniseg_d2.core.labelers import identify, rows, spread, supernodes, voters
 from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
 from s2uniseg_d2.core.ops.components import propagate_labels
 from tests.core.labelers.maps import KINDS, assert_equals_oracle, make_config, make_map
@@ -36,7 +36,8 @@ def test_identical_when_everything_is_chunked(monkeypatch):
     monkeypatch.setattr(voters, "ROW_CHUNK", 5)
     monkeypatch.setattr(voters, "VOTER_CHUNK", 7)
     monkeypatch.setattr(voters, "QUERY_CHUNK", 3)
-    monkeypatch.setattr(voters, "SHORT_SUM", 2)
+    monkeypatch.setattr(rows, "SHORT_SUM", 2)
+    monkeypatch.setattr(rows, "ROW_CHUNK", 5)
     monkeypatch.setattr(voters, "GROUPS", 3)
     monkeypatch.setattr(spread, "BLOCK", 2)
     monkeypatch.setattr(supernodes, "ROW_CHUNK", 5)

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional
 
 from s2uniseg_d2.core.labelers import voters as module
-from s2uniseg_d2.core.labelers.voters import Voters, normalise_rows, sum_rows
+from s2uniseg_d2.core.labelers.rows import sum_rows
+from s2uniseg_d2.core.labelers.voters import Voters
 
 
 def make_voters(k: int, d: int, seed: int = 0) -> tuple[Voters, torch.Tensor, torch.Tensor]:
@@ -84,28 +85,6 @@ def test_chunks_do_not_matter(monkeypatch):
     assert weights.sum() == pytest.approx(1)
 
 
-def test_normalising_leaves_zero_where_there_is_no_direction():
-    rows = torch.tensor([[3.0, 4.0], [1e-12, 0.0], [0.0, 0.0]], dtype=torch.float64)
-    assert normalise_rows(rows).tolist() == [[0.6, 0.8], [0, 0], [0, 0]]
-
-
-def test_sums_by_label_are_those_of_float64():
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(500, 7, generator=generator)
-    labels = torch.randint(4, (500,), generator=generator) * 2  # labels 1, 3 and 5 have no row
-    truth = functional.one_hot(labels, 7).double().T @ rows.double()
-    assert torch.allclose(sum_rows(rows, labels, 7), truth, atol=1e-5, rtol=0)
-    assert sum_rows(rows[:0], labels[:0], 2).tolist() == [[0.0] * 7] * 2
-
-
-def test_long_sums_keep_their_digits():
-    rows = torch.full((40000, 1), 0.1)
-    total = float(sum_rows(rows, torch.zeros(40000, dtype=torch.int64), 1))
-    assert total == pytest.approx(40000 * float(rows[0]), rel=16 * 2**-24)
-    one_by_one = torch.zeros(1, 1).index_add_(0, torch.zeros(40000, dtype=torch.int64), rows)
-    assert float(one_by_one) != pytest.approx(total, rel=1e-5)  # what float32 alone gives
-
-
 @pytest.mark.parametrize("grid", [(20, 25), None])
 def test_group_means_bound_the_disagreement_from_below(monkeypatch, grid):
     monkeypatch.setattr(module, "GROUPS", 30)
@@ -156,3 +135,35 @@ def test_memory_is_free_as_soon_as_the_voters_are(pool):
         assert rows() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("sigma", [0.07, 1.0])
+def test_sums_of_affinities_serve_regions_within_the_promised_errors(sigma):
+    # Rows of like directions, so that regions are long; 140 voters of width 96 are few.
+    generator = torch.Generator().manual_seed(5)
+    raw = torch.randn(96, 140, generator=generator) + 2 * torch.randn(96, 1, generator=generator)
+    voters = Voters(raw, torch.ones(140, dtype=torch.int64))
+    rows = functional.normalize(raw.double().T, dim=1)
+    labels = torch.randint(12, (140,), generator=generator)
+    sizes = torch.bincount(labels)[:, None]
+    means = torch.zeros(12, 96, dtype=torch.float64).index_add_(0, labels, rows) / sizes
+    known = sum_rows(voters.affinities, labels, 12) / sizes
+    ends = torch.randint(12, (2, 50), generator=generator)
+    value, error = voters.disagreement_known(known.float(), ends)
+    truth = voters.disagreement(means, ends)[0]
+    assert ((value - truth).abs() <= error).all()
+    assert error.max() < 1e-3
+    queries = (means / sigma).float()
+    elected, bound = voters.elect(queries, torch.full((12,), 1 / sigma).double(), logits=(known / sigma).float())
+    assert (torch.linalg.vector_norm(elected - voters.elect(means / sigma)[0], dim=1) <= bound).all()
+    assert bound.max() < 1e-3
+    # They are what is read: logits of other regions elect other vectors.
+    other = voters.elect(queries, logits=(known.flip(0) / sigma).float())[0]
+    assert (torch.linalg.vector_norm(other - elected, dim=1) > bound).any()
+
+
+def test_only_few_single_voters_know_their_affinities():
+    few, many = make_voters(35, 24)[0], make_voters(37, 24)[0]
+    assert torch.allclose(few.affinities, few.rows @ few.rows.T, atol=1e-6)
+    assert many.affinities is None
+    assert make_voters(60, 24)[0].pool(2).affinities is None
