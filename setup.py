@@ -40,7 +40,8 @@ setup(
         "pycocotools>=2.0.6",
         "faster-coco-eval>=1.6",
         "matplotlib",
-        "termcolor>=1.1",
+        # From 2.1 on it leaves colours out of files and pipes, and heeds NO_COLOR.
+        "termcolor>=2.1",
         "yacs>=0.1.8",
         "tabulate",
         "cloudpickle",

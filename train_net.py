@@ -1,10 +1,8 @@
 #!/usr/bin/env python
-"""Train or evaluate S2-UniSeg with Detectron2's usual arguments.
+"""Train S2-UniSeg on pictures without labels, or evaluate what was trained.
 
-* `python train_net.py --config-file configs/tiny_scenes.yaml`
-* `python train_net.py --config-file configs/s2uniseg_in1k.yaml --num-gpus 8`
-* `torchrun --nproc-per-node 8 train_net.py --config-file configs/s2uniseg_in1k.yaml`
-* `python train_net.py --config-file configs/eval_coco_agnostic.yaml --eval-only MODEL.WEIGHTS output/model_final.pth`
+A config file names the recipe; KEY VALUE words at the end change it. Data sets are named by what they are:
+folder:PATH, list:FILE, tar:PATTERN, coco:JSON:PICTURES, scenes:FOLDER, or a benchmark's name (datasets/README.md).
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
+import warnings
 
 # before PyTorch starts its threads: threads that spin while they wait make a step many times slower as soon as
 # another process (a loader, say) wants the same core
@@ -20,45 +18,68 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from s2uniseg_d2._detectron2 import require_detectron2
 
+NAME = "train_net.py"
+EPILOG = """\
+examples:
+  try a recipe first: builds everything, checks the data, tells memory and time, writes nothing
+    python train_net.py --config-file configs/tiny_photos.yaml --dry-run DATASETS.TRAIN "('folder:PICTURES',)"
+  train; go on after a stop
+    python train_net.py --config-file configs/tiny_photos.yaml DATASETS.TRAIN "('folder:PICTURES',)"
+    python train_net.py --config-file configs/tiny_photos.yaml --resume DATASETS.TRAIN "('folder:PICTURES',)"
+  evaluate
+    python train_net.py --config-file configs/eval_coco_agnostic.yaml --eval-only MODEL.WEIGHTS RUN/model_final.pth
+  eight GPUs; the same by torchrun
+    python train_net.py --config-file configs/s2uniseg_in1k.yaml --num-gpus 8
+    torchrun --nproc-per-node 8 train_net.py --config-file configs/s2uniseg_in1k.yaml
+
+exit status: 0 done, 1 an error (one sentence on stderr says which), 2 wrong arguments, 130 after Ctrl-C, 143 after
+SIGTERM. Results go to OUTPUT_DIR. Every key is explained in s2uniseg_d2/config.py, training in docs/training.md, one's
+own pictures from start to finish in docs/own-pictures.md.
+"""
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, set up, train or evaluate; returns the exit status."""
+    """Parse, then train, evaluate or try; returns the exit status."""
+    args = make_parser().parse_args(arguments)
+    # fvcore 0.1.5 was written for older torch, and a reader of this command can do nothing about it
+    warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
     try:
         require_detectron2()
-        from detectron2.engine import default_argument_parser
-
-        from s2uniseg_d2.engine.processes import start
-        from s2uniseg_d2.engine.run import prepare, run
-        from s2uniseg_d2.engine.stopping import TERMINATED, Terminated, how_to_go_on
+        from s2uniseg_d2.engine.command import execute
     except ImportError as error:
-        return _fail(error)
-    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
-
-    args: argparse.Namespace = default_argument_parser(epilog=__doc__).parse_args(arguments)
-    folder = None
-    try:
-        plan = prepare(args)
-        folder = None if args.eval_only else Path(plan.cfg.OUTPUT_DIR)
-        start(run, plan.processes, args, device=plan.cfg.MODEL.DEVICE)
-    except (ValueError, FloatingPointError, OSError) as error:
-        return _fail(error)
-    except ProcessRaisedException as error:
-        return _fail(str(error).strip().splitlines()[-1])
-    except ProcessExitedException as error:
-        if error.exit_code != TERMINATED or folder is None:
-            return _fail(error)
-        return _fail(f"stopped by SIGTERM; {how_to_go_on(folder)}", status=TERMINATED)
-    except Terminated as stop:
-        return _fail(stop, status=TERMINATED)
+        sys.stderr.write(f"{NAME}: {' '.join(str(error).split())}\n")
+        return 1
     except KeyboardInterrupt:
-        kept = how_to_go_on(folder) if folder else "--resume goes on from what was kept"
-        return _fail(f"interrupted; {kept}", status=130)
-    return 0
+        sys.stderr.write(f"{NAME}: interrupted before anything was done\n")
+        return 130
+    return execute(args, NAME)
 
 
-def _fail(reason: object, status: int = 1) -> int:
-    sys.stderr.write(f"train_net.py: {' '.join(str(reason).split())}\n")
-    return status
+def make_parser() -> argparse.ArgumentParser:
+    """Detectron2's usual arguments, without the time that importing it takes, and --dry-run."""
+    parser = argparse.ArgumentParser(
+        prog=NAME, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="the recipe or protocol, a YAML file")
+    what = parser.add_argument_group("what to do (default: train)")
+    what.add_argument("--dry-run", action="store_true", help="build all, check the data, measure a few steps; no trace")
+    what.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any")
+    what.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
+    where = parser.add_argument_group("where")
+    where.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs on each machine (default: 1)")
+    where.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines (default: 1)")
+    where.add_argument(
+        "--machine-rank", type=int, default=0, metavar="I", help="which this one is, from 0 (default: 0)"
+    )
+    port = 2**15 + 2**14 + hash(os.getuid()) % 2**14  # Detectron2's: one for each user
+    where.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{port}",
+        metavar="URL",
+        help="where processes meet: the first machine, or auto for a free port of this one (default: %(default)s)",
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes of the config, last")
+    return parser
 
 
 if __name__ == "__main__":

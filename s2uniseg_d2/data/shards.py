@@ -14,6 +14,8 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _INDEX_VERSION = 1
+_KEEPS_INDEX = ContextVar("keeps_index", default=True)
 
 
 class ShardIndex(NamedTuple):
@@ -131,8 +134,19 @@ def index_shard(shard: str) -> ShardIndex:
     if kept is not None:
         return kept
     index = _read_members(shard, status.st_size)
-    _keep_index(place, stamp, index)
+    if _KEEPS_INDEX.get():
+        _keep_index(place, stamp, index)
     return index
+
+
+@contextmanager
+def keeping_no_index() -> Iterator[None]:
+    """Nothing is written beside shards while this is active."""
+    token = _KEEPS_INDEX.set(False)
+    try:
+        yield
+    finally:
+        _KEEPS_INDEX.reset(token)
 
 
 def _read_members(shard: str, size: int) -> ShardIndex:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from .stopping import how_to_go_on
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Plan(NamedTuple):
@@ -52,6 +55,8 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     comm.synchronize()  # what is checked above is changed below, by the fastest process first
     cfg.freeze()
     share_cores()
+    # Detectron2 colours the config that it logs wherever that goes, to files too
+    logging.getLogger("detectron2").addFilter(_without_colours)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s2uniseg_d2")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
@@ -119,6 +124,11 @@ def _check_evaluation(cfg: CfgNode, *, resume: bool) -> None:
         raise ValueError("--eval-only needs DATASETS.TEST, the data to evaluate on")
     if not resume:
         refuse_kept(Path(cfg.OUTPUT_DIR) / PARTS)
+
+
+def _without_colours(record: logging.LogRecord) -> bool:
+    record.msg = _COLOUR.sub("", record.msg) if isinstance(record.msg, str) else record.msg
+    return True
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

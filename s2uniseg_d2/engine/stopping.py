@@ -18,7 +18,9 @@ from detectron2.utils import comm
 
 from .checkpoint_files import resume_candidates
 
-TERMINATED = 128 + signal.SIGTERM  # the exit status that shells give to a process ended by SIGTERM
+# the exit statuses that shells give to processes ended by these signals
+TERMINATED = 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class Terminated(SystemExit):
@@ -36,7 +38,7 @@ def how_to_go_on(folder: Path) -> str:
     """Which checkpoint of a run is the last, and how to go on from it."""
     candidates = resume_candidates(folder)
     if not candidates:
-        return f"there is no checkpoint in {folder} yet"
+        return f"there is no checkpoint in {folder} yet: the same command starts anew"
     return f"the last checkpoint is {candidates[0]}; the same command with --resume goes on from it"
 
 
@@ -69,7 +71,7 @@ class TerminationHook(HookBase):
     def __init__(self) -> None:
         self._is_requested = False
         self._is_evaluating = False
-        self.after_evaluation = _EndOfEvaluation(self)
+        self.after_evaluation = EndOfEvaluation(self)
         self._pid = os.getpid()
         self._previous: Any = None
 
@@ -122,9 +124,12 @@ class TerminationHook(HookBase):
             self._leave()
 
 
-class _EndOfEvaluation(HookBase):
+class EndOfEvaluation(HookBase):
+    """Tells a :class:`TerminationHook` that no evaluation runs any more."""
+
     def __init__(self, termination: TerminationHook) -> None:
         self._termination = weakref.proxy(termination)
 
     def after_step(self) -> None:
+        """Tell it."""
         self._termination.end_evaluation()

@@ -108,7 +108,7 @@ def test_the_status_is_that_of_a_terminated_process():
 
 
 def test_it_is_said_how_to_go_on(tmp_path):
-    assert how_to_go_on(tmp_path) == f"there is no checkpoint in {tmp_path} yet"
+    assert how_to_go_on(tmp_path) == f"there is no checkpoint in {tmp_path} yet: the same command starts anew"
     (tmp_path / "model_0000009.pth").touch()
     last = tmp_path / "model_0000009.pth"
     assert how_to_go_on(tmp_path) == f"the last checkpoint is {last}; the same command with --resume goes on from it"

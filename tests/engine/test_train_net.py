@@ -92,6 +92,15 @@ def test_a_run_leaves_its_files(trained):
     assert sum(name.startswith("pictures/coco-") for name in names) == 1
 
 
+def test_neither_a_pipe_nor_the_log_gets_colours(trained):
+    _, output, result = trained
+    assert "MAX_ITER: 4" in result.stdout  # the config, which Detectron2 colours
+    assert "\x1b" not in result.stdout + result.stderr
+    log = (output / "log.txt").read_text()
+    assert "MAX_ITER: 4" in log
+    assert "\x1b" not in log
+
+
 def test_a_run_records_losses_labels_and_results(trained):
     _, output, _ = trained
     recorded = {key for line in figures(output) for key in line}

@@ -1,0 +1,64 @@
+"""A training or evaluation command from its words to its exit status."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from .dry_run import dry_run
+from .processes import start
+from .run import prepare, run
+from .stopping import INTERRUPTED, TERMINATED, Terminated, how_to_go_on
+
+
+def execute(args: argparse.Namespace, name: str = "train_net.py") -> int:
+    """Train, evaluate or try as Detectron2's arguments say; what went wrong is one sentence on stderr.
+
+    Args:
+        args: of ``train_net.py``.
+        name: of the command, before that sentence.
+
+    Returns:
+        The exit status: 0; 1 after an error; 130 after Ctrl-C; 143 after SIGTERM.
+    """
+    folder = None
+    try:
+        if args.dry_run:
+            sys.stdout.write(dry_run(args))
+            return 0
+        plan = prepare(args)
+        folder = None if args.eval_only else Path(plan.cfg.OUTPUT_DIR)
+        start(run, plan.processes, args, device=plan.cfg.MODEL.DEVICE)
+    except (ValueError, FloatingPointError, OSError) as error:
+        return fail(name, error)
+    except ProcessRaisedException as error:
+        return fail(name, str(error).strip().splitlines()[-1])
+    except ProcessExitedException as error:
+        if error.exit_code != TERMINATED or folder is None:
+            return fail(name, error)
+        return fail(name, f"stopped by SIGTERM; {how_to_go_on(folder)}", status=TERMINATED)
+    except Terminated as stop:
+        return fail(name, stop, status=TERMINATED)
+    except KeyboardInterrupt:
+        # whoever presses Ctrl-C twice gets the sentence too, and with a third time the end at once
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        status = fail(name, f"interrupted; {_what_is_kept(args, folder)}", status=INTERRUPTED)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return status
+    return 0
+
+
+def _what_is_kept(args: argparse.Namespace, folder: Path | None) -> str:
+    if args.dry_run:
+        return "a dry run leaves nothing"
+    return how_to_go_on(folder) if folder else "--resume goes on from what was kept"
+
+
+def fail(name: str, reason: object, status: int = 1) -> int:
+    """Write one sentence to stderr; returns the status."""
+    sys.stderr.write(f"{name}: {' '.join(str(reason).split())}\n")
+    return status
