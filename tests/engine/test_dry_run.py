@@ -165,3 +165,10 @@ def test_what_would_stop_the_run_stops_it(folder):
 
 def test_sizes_read_well():
     assert [gib(size) for size in (512, 3 * 2**20, 1.5 * 2**30)] == ["0.5 KiB", "3.0 MiB", "1.5 GiB"]
+
+
+def test_a_step_that_is_not_finite_is_named_and_not_written_down(folder):
+    before = listing(folder.parent)
+    with pytest.raises(FloatingPointError, match="loss_query_sd = inf"):
+        dry_run(arguments(folder, MODEL__LOSS__QUERY_SD_WEIGHT="1e39"))
+    assert listing(folder.parent) == before
