@@ -34,11 +34,16 @@ def _add_trunk(cfg: CfgNode) -> None:
     cfg.MODEL.WEIGHTS = ""
     # torch.compile of the student's trunk and decoder in training; the first step takes minutes; needs a C++ compiler
     cfg.MODEL.COMPILE = False
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB, 0 to 255
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    add_backbone_config(cfg)
+
+
+def add_backbone_config(cfg: CfgNode) -> None:
+    """Add the keys that ``ViTAdapterBackbone`` reads to any Detectron2 config, in place; change none that is there."""
     # activation checkpointing: the layers of ViT, adapter and decoders keep their inputs alone and run again in the
     # backward pass; same losses and gradients
     cfg.MODEL.RECOMPUTE = False
-    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB, 0 to 255
-    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
 
     vit = cfg.MODEL.VIT = CfgNode()
     vit.NAME = "vit_base_patch8_224.dino"  # any plain ViT that timm knows
@@ -50,6 +55,8 @@ def _add_trunk(cfg: CfgNode) -> None:
     vit.WEIGHTS = ""  # "" random, "timm" the weights of that name, or a file (DINO backbone or full checkpoint)
     vit.WEIGHTS_BRANCH = "teacher"  # of a full DINO checkpoint: teacher or student
     vit.DROP_PATH = 0.1  # student only; the paper is silent: DINO's value
+    # first blocks that do not learn, with the embeddings before them: 0 none, -1 the whole ViT; the adapter learns
+    vit.FROZEN_BLOCKS = 0
 
     adapter = cfg.MODEL.VIT_ADAPTER = CfgNode()
     adapter.CONV_INPLANE = 64  # width of the spatial prior's stem
@@ -162,6 +169,7 @@ def _add_schedule(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY = 0.05  # AdamW's, of matrices and kernels alone; the paper is silent
     cfg.SOLVER.WEIGHT_DECAY_END = -1.0  # at the end of the run, along a cosine; negative: WEIGHT_DECAY throughout
     cfg.SOLVER.VIT_LR_FACTOR = 0.1  # of the ViT's parameters; adapter, decoder and heads take BASE_LR
+    cfg.SOLVER.VIT_LAYER_DECAY = 1.0  # of that rate from each block to the one before it; the paper is silent: 1, none
     cfg.SOLVER.FULL_MODEL_CLIP_NORM = 0.01  # gradient norm of all parameters together; 0 is off
     cfg.SOLVER.AMP.ENABLED = True  # switched off on the CPU
     cfg.SOLVER.AMP.DTYPE = "float16"  # or bfloat16: no loss scaling, GPUs from Ampere on; the paper is silent

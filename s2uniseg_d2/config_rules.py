@@ -36,6 +36,7 @@ _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
     (("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"), "must be at least 1", _positive),
     (("SOLVER.ACCUMULATION_STEPS",), "must be at least 1", _positive),
     (("SOLVER.BASE_LR", "SOLVER.VIT_LR_FACTOR"), "must be positive", _positive),
+    (("SOLVER.VIT_LAYER_DECAY",), "must lie in (0, 1]", lambda value: 0 < value <= 1),
     (("SOLVER.FULL_MODEL_CLIP_NORM", "SOLVER.WEIGHT_DECAY", "VIS_PERIOD"), "must not be negative", _not_negative),
     (("SOLVER.KEEP_CHECKPOINTS",), "must not be negative", _not_negative),
     (("MODEL.TEACHER.MOMENTUM", "MODEL.TEACHER.MOMENTUM_END"), "must lie in [0, 1]", _fraction),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 # plain parameters that are positions, tokens or scales: they are not decayed, like norms, biases and embeddings
 _UNDECAYED_NAMES = ("pos_embed", "cls_token", "reg_token", "level_embed", "gamma", "query_type")
 LAST_LAYER = "student_head.last_layer."
+_BLOCK = re.compile(r"(?:^|\.)vit\.blocks\.(\d+)\.")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -19,11 +21,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     Source: Mask2Former's recipe (no decay on norms and embeddings, one gradient norm for the whole model).
     The paper is silent beyond AdamW and the rate: the ViT learns at ``SOLVER.VIT_LR_FACTOR`` of it, adapter, decoder
-    and heads at the full rate.
+    and heads at the full rate. Each block of the ViT learns at ``SOLVER.VIT_LAYER_DECAY`` of the rate of the block
+    after it, the embeddings at that of a block before the first. The model may be any that holds the backbone.
     """
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    blocks = [int(found[1]) for name, _ in model.named_parameters() if (found := _BLOCK.search(name))]
+    depth = max(blocks, default=-1) + 1
     for name, parameter, module in _trainable(model):
-        lr = cfg.SOLVER.BASE_LR * (cfg.SOLVER.VIT_LR_FACTOR if ".vit." in f".{name}" else 1.0)
+        lr = cfg.SOLVER.BASE_LR * _vit_factor(name, depth, cfg.SOLVER.VIT_LR_FACTOR, cfg.SOLVER.VIT_LAYER_DECAY)
         kind = (lr, is_decayed(name, parameter, module), name.startswith(LAST_LAYER))
         groups.setdefault(kind, []).append(parameter)
     parameters = [
@@ -38,6 +43,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     ]
     optimizer_class = with_full_model_clipping(torch.optim.AdamW, cfg.SOLVER.FULL_MODEL_CLIP_NORM)
     return optimizer_class(parameters, lr=cfg.SOLVER.BASE_LR)
+
+
+def _vit_factor(name: str, depth: int, factor: float, decay: float) -> float:
+    """A parameter's share of the full rate; 1 outside of the ViT."""
+    _, vit, inside = f".{name}".rpartition(".vit.")
+    if not vit:
+        return 1.0
+    found = _BLOCK.search(name)
+    behind = depth - 1 - int(found[1]) if found else 0 if inside.startswith("norm.") else depth
+    return factor * decay**behind
 
 
 def is_decayed(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, get_norm
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ class ViTAdapterBackbone(Backbone):
     """A plain ViT with the ViT-Adapter around it: ``res2`` to ``res5`` at strides 4, 8, 16 and 32.
 
     Any Detectron2 project can name it in ``MODEL.BACKBONE.NAME`` once ``s2uniseg_d2.modeling`` is imported and
-    ``add_s2uniseg_config`` has added its keys. Pictures must have sides that are multiples of 32
+    ``add_backbone_config`` has added its keys. Pictures must have sides that are multiples of 32
     (``size_divisibility``), which Detectron2's ``ImageList`` sees to.
 
     Args:
@@ -55,6 +56,8 @@ class ViTAdapterBackbone(Backbone):
         if vit_cfg.WEIGHTS not in ("", "timm"):
             report = load_trunk_weights(vit, vit_cfg.WEIGHTS, branch=vit_cfg.WEIGHTS_BRANCH)
             logger.info("%s", report.summary())
+        vit.freeze(vit_cfg.FROZEN_BLOCKS)
+        _warn_of_other_colours(cfg, vit)
         norm = adapter_cfg.NORM
         if norm == "SyncBN" and cfg.MODEL.DEVICE == "cpu":
             # torch's SyncBatchNorm refuses CPU tensors once a process group exists; Detectron2's own takes them
@@ -93,6 +96,36 @@ class ViTAdapterBackbone(Backbone):
     def size_divisibility(self) -> int:
         """Sides of the input must be multiples of this many pixels."""
         return 32
+
+
+@BACKBONE_REGISTRY.register()
+def build_vit_adapter_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """A feature pyramid network on the ViT-Adapter: ``p2`` to ``p6`` at strides 4 to 64, for Detectron2's heads.
+
+    Reads ``MODEL.FPN`` as Detectron2's own builders do, and what :class:`ViTAdapterBackbone` reads, which is its
+    ``bottom_up``.
+    """
+    return FPN(
+        bottom_up=ViTAdapterBackbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def _warn_of_other_colours(cfg: CfgNode, vit: TimmViT) -> None:
+    """Pretrained weights that get other colours than they were trained on work badly, and nothing else would say so."""
+    if not (cfg.MODEL.VIT.WEIGHTS or cfg.MODEL.WEIGHTS):
+        return
+    if cfg.INPUT.FORMAT != "RGB":
+        logger.warning("INPUT.FORMAT is %r, but the ViT's weights were trained on RGB", cfg.INPUT.FORMAT)
+    for key, expected in (("PIXEL_MEAN", vit.pixel_mean), ("PIXEL_STD", vit.pixel_std)):
+        given = cfg.MODEL[key]
+        if cfg.MODEL.VIT.WEIGHTS and any(abs(a - b) > 1.0 for a, b in zip(given, expected, strict=True)):
+            wanted = [round(value, 3) for value in expected]
+            logger.warning("MODEL.%s is %s, but the weights of %s were trained with %s", key, given, vit.name, wanted)
 
 
 def _build_norm(name: str, channels: int) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -85,6 +85,8 @@ class TimmViT(nn.Module):
         self.embed_dim: int = model.embed_dim
         self.depth: int = len(model.blocks)
         self.patch_size: int = model.patch_embed.patch_size[0]
+        # what the name's weights were trained with, per channel (RGB), for pictures in [0, 255]
+        self.pixel_mean, self.pixel_std = _pixel_statistics(model)
         self._grid_size: tuple[int, int] = tuple(model.patch_embed.grid_size)
         self.num_prefix_tokens: int = model.num_prefix_tokens
         # models with registers and DeiT-3 give the prefix tokens no position
@@ -136,6 +138,33 @@ class TimmViT(nn.Module):
             tokens = call(self.blocks[index], tokens, recomputes=self.recomputes)
         return tokens
 
+    def freeze(self, blocks: int) -> None:
+        """Keep the embeddings and the first blocks from learning, and from stochastic depth.
+
+        Args:
+            blocks: how many; 0 changes nothing, -1 is the whole ViT with its final norm, and so is ``depth``.
+
+        Raises:
+            ValueError: if there are not so many.
+        """
+        if not -1 <= blocks <= self.depth:
+            raise ValueError(f"blocks must lie in [-1, {self.depth}], the depth of {self.name!r}, got {blocks}")
+        if blocks == 0:
+            return
+        if blocks in (-1, self.depth):
+            self.requires_grad_(False)
+            frozen = list(self.blocks)
+        else:
+            frozen = list(self.blocks[:blocks])
+            learning = {id(p) for part in (self.blocks[blocks:], self.norm) for p in part.parameters()}
+            for parameter in self.parameters():
+                if id(parameter) not in learning:
+                    parameter.requires_grad_(False)
+        for block in frozen:
+            for module in block.modules():
+                if isinstance(module, DropPath):
+                    module.drop_prob = 0.0
+
     def forward(self, images: Tensor) -> Tensor:
         """All tokens ``(b, p + h * w, c)`` after the last block and the final LayerNorm."""
         tokens, _ = self.embed(images)
@@ -168,6 +197,11 @@ def _create(name: str, *, pretrained: bool, **sizes: Any) -> Any:
     if reason is not None:
         raise ValueError(f"name must be a plain ViT of timm, got {name!r} ({type(model).__name__}), which {reason}")
     return model
+
+
+def _pixel_statistics(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = (tuple(255.0 * value for value in model.pretrained_cfg[key]) for key in ("mean", "std"))
+    return mean, std
 
 
 def _not_plain_because(model: Any) -> str | None:
