@@ -18,6 +18,8 @@ from torch import nn
 from s2uniseg_d2 import __version__
 from s2uniseg_d2.config import known_keys
 
+from .checkpoint_files import file_digest, tensor_digest
+
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -38,18 +40,11 @@ _UNREAD = ("TEST.AUG.", "TEST.EXPECTED_RESULTS", "TEST.KEYPOINT_OKS_SIGMAS", "TE
 
 def weights_record(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
     """Return where the weights come from and their SHA-256: of the file, or of all tensors where there is no file."""
-    digest = hashlib.sha256()
     if cfg.MODEL.WEIGHTS:
-        with Path(cfg.MODEL.WEIGHTS).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return {"file": str(cfg.MODEL.WEIGHTS), "sha256": digest.hexdigest()}
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
-        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+        return {"file": str(cfg.MODEL.WEIGHTS), "sha256": file_digest(Path(cfg.MODEL.WEIGHTS))}
     backbone = cfg.MODEL.VIT.WEIGHTS or "random"
-    return {"file": f"none; of all tensors (backbone: {backbone}, SEED {cfg.SEED})", "sha256": digest.hexdigest()}
+    of = f"none; of all tensors (backbone: {backbone}, SEED {cfg.SEED})"
+    return {"file": of, "sha256": tensor_digest(model.state_dict())}
 
 
 def settings_of(cfg: CfgNode) -> dict[str, Any]:

@@ -19,37 +19,14 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.modeling import build_model
 from PIL import Image
 
-from s2uniseg_d2.config import read_yaml
 from s2uniseg_d2.engine.optimizer import build_optimizer
 from s2uniseg_d2.engine.transfer import (
     _choose_optimizer,
     _launch_installed,
     _refuse_unsafe,
-    add_transfer_config,
 )
 from s2uniseg_d2.transfer import main
-from tests.engine.others import write_defaults
-from tests.tiny import OVERRIDES
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "transfer"
-NAMES = ("mask_rcnn", "cascade_mask_rcnn", "panoptic_fpn", "semantic_fpn")
-SMALL = {key: value for key, value in OVERRIDES.items() if ".VIT" in key} | {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 16,
-    "MODEL.SEM_SEG_HEAD.NORM": "BN",
-    "INPUT.MIN_SIZE_TRAIN": (64,),
-    "SOLVER.AMP.ENABLED": False,
-    "SOLVER.IMS_PER_BATCH": 2,
-    "SOLVER.MAX_ITER": 2,
-    "SOLVER.STEPS": (),
-    "DATALOADER.NUM_WORKERS": 0,
-    "DATASETS.TEST": (),
-    "SEED": 1,
-}
+from tests.engine.others import NAMES, TRANSFER_CONFIGS, transfer_config, transfer_words, write_defaults
 
 # what Detectron2's tools/train_net.py comes down to
 SCRIPT = """
@@ -77,19 +54,6 @@ if __name__ == "__main__":
     launch(main, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url,
            args=(args,))
 """
-
-
-def words(**more):
-    settings = {**SMALL, **{name.replace("__", "."): value for name, value in more.items()}}
-    return [str(word) for pair in settings.items() for word in pair]
-
-
-def transfer_config(name="mask_rcnn", **more):
-    cfg = get_cfg()
-    add_transfer_config(cfg)
-    cfg.merge_from_other_cfg(type(cfg)(read_yaml(CONFIGS / f"{name}_vit_adapter.yaml")))
-    cfg.merge_from_list(words(**more))
-    return cfg
 
 
 def write_coco(root: Path) -> None:
@@ -146,8 +110,8 @@ for words in json.loads(sys.argv[1]):
 @pytest.mark.slow
 def test_a_script_of_detectron2s_style_trains_every_config(script, repository):
     def line(name):
-        path = str(CONFIGS / f"{name}_vit_adapter.yaml")
-        return [str(script), "--config-file", path, *words(OUTPUT_DIR=f"runs/{name}")]
+        path = str(TRANSFER_CONFIGS / f"{name}_vit_adapter.yaml")
+        return [str(script), "--config-file", path, *transfer_words(OUTPUT_DIR=f"runs/{name}")]
 
     first, *others = map(line, NAMES)
     done = run_script(["-m", "s2uniseg_d2.transfer", *first], script.parent, repository)
