@@ -23,6 +23,7 @@ setup(
     author="The S2-UniSeg D2 authors",
     license="Apache-2.0",
     packages=find_packages(include=["s2uniseg_d2", "s2uniseg_d2.*"]),
+    package_data={"s2uniseg_d2.gallery": ["page.html", "page.css", "page.js"]},
     python_requires=">=3.10",
     # Loose bounds for environments that exist; requirements.txt pins what the tests ran with. Detectron2 itself is on
     # no registry (tools/install_detectron2.py installs it), but what it needs is listed here.

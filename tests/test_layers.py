@@ -15,20 +15,23 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = "s2uniseg_d2"
 FOREIGN_TO_CORE = ("detectron2", "fvcore", "iopath", "yacs")
-ADAPTERS = ("data", "engine", "evaluation", "labeling", "modeling", "pseudo_masks")
+ADAPTERS = ("data", "demo", "engine", "evaluation", "gallery", "labeling", "modeling", "pseudo_masks", "segmenter")
 CORE_PARTS = ("decoder", "labelers", "losses", "trunks")
 MOST_LINES = 400
 
-COMMAND = ("labeling", "pseudo_masks")  # the labelling command and its parts stand above everything else
+COMMAND = ("labeling", "pseudo_masks")  # the labelling command and its parts stand above what trains and evaluates
+DEMO = ("segmenter", "gallery", "demo")  # each above the one before, and all above the parts of the labelling command
 
 # who -> what it must not reach, not even through other modules of the package
 FORBIDDEN = {
     "core": ADAPTERS,
-    "modeling": ("data", "engine", "evaluation", *COMMAND),
-    "evaluation": ("engine", "modeling", *COMMAND),
-    "data": ("engine", "evaluation", "modeling", *COMMAND),
-    "engine": COMMAND,
-    "labeling": COMMAND[1:],
+    "modeling": ("data", "engine", "evaluation", *COMMAND, *DEMO),
+    "evaluation": ("engine", "modeling", *COMMAND, *DEMO),
+    "data": ("engine", "evaluation", "modeling", *COMMAND, *DEMO),
+    "engine": (*COMMAND, *DEMO),
+    "labeling": (*COMMAND[1:], *DEMO),
+    "segmenter": (*COMMAND[1:], *DEMO[1:]),
+    "gallery": (*COMMAND[1:], *DEMO[2:]),
 } | {f"core.{part}": tuple(f"core.{other}" for other in CORE_PARTS if other != part) for part in CORE_PARTS}
 
 
@@ -142,6 +145,8 @@ def test_core_imports_nothing_of_detectron2_or_of_the_package_above_it() -> None
         ("data.mapper", "from s2uniseg_d2.bridge import anything", "evaluation"),
         ("engine.run", "from ..labeling import maker", "labeling.maker"),
         ("labeling.maker", "from s2uniseg_d2.pseudo_masks import main", "pseudo_masks"),
+        ("labeling.maker", "from s2uniseg_d2.gallery import page", "gallery"),
+        ("gallery.page", "from s2uniseg_d2.demo import main", "demo"),
         ("evaluation.build", "import importlib\nimportlib.import_module('s2uniseg_d2.modeling')", "modeling"),
     ],
 )
@@ -149,6 +154,7 @@ def test_the_import_rule_sees_every_way_to_break_it(module: str, line: str, targ
     names = ("", "core", "core.decoder", "core.losses", "core.decoder.attention", "core.losses.matching", "bridge")
     names += ("modeling", "modeling.head", "data", "data.mapper", "evaluation", "evaluation.build")
     names += ("engine", "engine.hooks", "engine.run", "labeling", "labeling.maker", "pseudo_masks")
+    names += ("segmenter", "gallery", "gallery.page", "demo")
     packages = {name for name in names if any(other.startswith(f"{name}.") for other in names)} | {""}
     sources = dict.fromkeys(names, "") | {"bridge": "import s2uniseg_d2.evaluation", module: line}
     trees = {

@@ -34,12 +34,11 @@ def build_encoder(cfg: Any, weights: str | None = None) -> ViTAdapterBackbone:
         ValueError: if the weights are neither of these, cannot be read, or do not fit the config.
     """
     chosen = (cfg.MODEL.WEIGHTS or cfg.MODEL.VIT.WEIGHTS) if weights is None else weights
-    teacher = _read_teacher(Path(chosen)) if Path(chosen).is_file() else None
-    cfg.MODEL.VIT.WEIGHTS = "" if teacher else chosen
-    if chosen not in ("", "timm") and not Path(chosen).exists():
-        if "/" in chosen or not timm.is_model(chosen):
-            raise ValueError(f"weights must be '', the name of a timm model or a file that exists, got {chosen!r}")
-        cfg.MODEL.VIT.NAME, cfg.MODEL.VIT.WEIGHTS = chosen, "timm"
+    teacher = read_teacher(Path(chosen)) if Path(chosen).is_file() else None
+    if teacher:
+        cfg.MODEL.VIT.WEIGHTS = ""
+    else:
+        name_vit(cfg, chosen)
     if not chosen:
         logger.warning("no weights are named: the encoder's are random, drawn with SEED %d", max(cfg.SEED, 0))
     with torch.random.fork_rng(devices=[]):
@@ -48,6 +47,19 @@ def build_encoder(cfg: Any, weights: str | None = None) -> ViTAdapterBackbone:
     if teacher:
         _load_teacher(encoder, teacher, chosen)
     return encoder.requires_grad_(False).eval()
+
+
+def name_vit(cfg: Any, weights: str) -> None:
+    """Let a config, in place, take the ViT of a timm name or of a file.
+
+    Raises:
+        ValueError: if it is neither "", "timm", the name of a timm model nor a file that exists.
+    """
+    cfg.MODEL.VIT.WEIGHTS = weights
+    if weights not in ("", "timm") and not Path(weights).exists():
+        if "/" in weights or not timm.is_model(weights):
+            raise ValueError(f"weights must be '', the name of a timm model or a file that exists, got {weights!r}")
+        cfg.MODEL.VIT.NAME, cfg.MODEL.VIT.WEIGHTS = weights, "timm"
 
 
 def digest(module: nn.Module) -> str:
@@ -59,7 +71,7 @@ def digest(module: nn.Module) -> str:
     return total.hexdigest()
 
 
-def _read_teacher(path: Path) -> dict[str, Tensor] | None:
+def read_teacher(path: Path) -> dict[str, Tensor] | None:
     """The teacher's encoder in a checkpoint of our trainer; None for any other file, which other code judges."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -164,9 +164,9 @@ def predict_from_labels(
 ) -> dict[str, Any]:
     """UniAP's masks of one picture as predictions, so that one evaluation serves teacher and student.
 
-    Instances are ranked by :func:`score_masks`. Each pixel's semantic class is that of the coarsest semantic
-    mask on it, -1 where there is none. The panoptic result holds the coarsest instance masks; those along much of the
-    border count as stuff.
+    Instances are ranked by :func:`score_masks` and have their 0-based layer in ``levels``. Each pixel's semantic class
+    is that of the coarsest semantic mask on it, -1 where there is none. The panoptic result holds the coarsest instance
+    masks; those along much of the border count as stuff.
 
     Args:
         labels: on the stride-4 grid of the picture.
@@ -206,8 +206,10 @@ def predict_from_labels(
             )
     best = drop_duplicates(instance.masks, scores, duplicate_iou)[:top_k]
     masks = _to_pixels(instance.masks[best], image_size, output_size)
+    instances = _to_instances(output_size, masks, scores[best], classes[best], mask_boxes(masks))
+    instances.levels = instance.level[best]
     return {
-        "instances": _to_instances(output_size, masks, scores[best], classes[best], mask_boxes(masks)),
+        "instances": instances,
         "sem_seg_labels": label_map,
         "panoptic_seg": (panoptic_map, segments),
     }

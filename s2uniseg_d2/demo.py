@@ -1,0 +1,146 @@
+#!/usr/bin/env python
+"""Segment your own pictures: overlays, COCO files and a page to look at them in a browser.
+
+* `python -m s2uniseg_d2.demo --input PICTURES --weights RUN/model_final.pth --output masks`
+* without a trained model, UniAP's masks of a ViT: `--predictor uniap --weights vit_base_patch8_224.dino`
+* a video or a camera: `--input clip.mp4 --every 10`, `--input webcam:0 --limit 100`
+
+Then open masks/index.html. docs/demo.md describes the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+# before PyTorch starts its threads: threads that spin while they wait take the cores that reading and writing need
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from s2uniseg_d2._detectron2 import require_detectron2
+
+if TYPE_CHECKING:
+    from s2uniseg_d2.gallery.run import Outcome
+
+NAME = "demo"
+SHOWN = 5  # unreadable pictures that are named at the end
+TASKS = ("instance", "semantic", "panoptic")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, check, segment; returns the exit status: 0, 2 after an error, 130 after Ctrl-C."""
+    logging.basicConfig(format="%(message)s")
+    # fvcore 0.1.5 was written for older torch, and a reader of this command can do nothing about it
+    warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+    try:
+        arguments = _parser().parse_args(argv)
+        require_detectron2()
+        outcome = _segment(arguments)
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _fail("interrupted before the first picture", status=130)
+    return _report(outcome, arguments)
+
+
+def _segment(arguments: argparse.Namespace) -> Outcome:
+    from s2uniseg_d2.gallery.frames import Frames
+    from s2uniseg_d2.gallery.run import GalleryOptions, make_gallery
+    from s2uniseg_d2.segmenter import Segmenter
+
+    frames = Frames(arguments.input, every=arguments.every, limit=arguments.limit)
+    options = GalleryOptions(
+        arguments.output, TASKS if arguments.task == "all" else (arguments.task,), overwrite=arguments.overwrite
+    )
+    options.check()
+    if frames.repeated:
+        logging.getLogger(NAME).warning("%d pictures were named again and count once", frames.repeated)
+    segmenter = Segmenter.from_pretrained(
+        arguments.weights,
+        device=arguments.device,
+        config_file=arguments.config_file,
+        predictor=arguments.predictor,
+        score_threshold=arguments.score_threshold,
+        image_size=arguments.image_size,
+        overrides=arguments.opts,
+    )
+    return make_gallery(segmenter, frames, options)
+
+
+def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
+    for _, reason in outcome.skipped[:SHOWN]:
+        sys.stderr.write(f"skipped: {reason}\n")
+    if len(outcome.skipped) > SHOWN:
+        more = len(outcome.skipped) - SHOWN
+        sys.stderr.write(f"skipped: {more} more, see {arguments.output / 'skipped.txt'}\n")
+    if not outcome.pictures:
+        if outcome.is_interrupted:
+            return _fail("interrupted before the first picture was done", status=130)
+        return _fail(f"none of the {len(outcome.skipped)} pictures could be read")
+    speed = outcome.pictures / outcome.seconds
+    sys.stdout.write(
+        f"{outcome.pictures} pictures, {outcome.masks} masks, {len(outcome.skipped)} skipped, {outcome.seconds:.1f} s "
+        f"({speed:.2f} pictures/s, {outcome.model_seconds / outcome.seconds:.0%} of the time in the model)\n"
+    )
+    if not outcome.masks:
+        sys.stderr.write("no mask reached the score threshold: a smaller --score-threshold shows more\n")
+    page = arguments.output / "index.html"
+    sys.stdout.write(f"{_emphasise(str(page))}: open it in a browser; the files lie beside it\n")
+    if outcome.is_interrupted:
+        return _fail("interrupted; what was done by then is written", status=130)
+    return 0
+
+
+def _emphasise(text: str) -> str:
+    """Bold on a terminal that has not asked for plain text, and nowhere else."""
+    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
+
+
+def _fail(reason: object, status: int = 2) -> int:
+    sys.stderr.write(f"{NAME}: {' '.join(str(reason).split())}\n")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m s2uniseg_d2.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="files, folders, globs, .txt lists, video files, or webcam:N for camera N",
+    )
+    add("--weights", required=True, help="a checkpoint of train_net.py; with --predictor uniap also a ViT (see docs)")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="where the results go")
+    add("--task", default="all", choices=[*TASKS, "all"], help="what is written and shown (default: all)")
+    add("--config-file", help="YAML of the model (default: config.yaml beside the weights, else the paper's)")
+    add(
+        "--predictor",
+        choices=["decoder", "uniap"],
+        help="trained decoder, or UniAP's masks (default: the config's)",
+    )
+    add("--score-threshold", type=float, metavar="S", help="leave out instances below (default: 0.5; UniAP's: 0)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: the config's, or the CPU where that is not there)")
+    add("--image-size", type=int, metavar="PX", help="longer side that the model sees (default: the config's)")
+    add("--every", type=int, default=1, metavar="N", help="of a video or camera, one frame in N (default: 1)")
+    add("--limit", type=int, default=0, metavar="N", help="at most N pictures (default: all; a camera needs Ctrl-C)")
+    add("--overwrite", action="store_true", help="write into a folder that holds an earlier gallery")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, last, after --")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

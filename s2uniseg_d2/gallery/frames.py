@@ -1,0 +1,160 @@
+"""The pictures of files, folders, globs, list files, videos and webcams, one after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from s2uniseg_d2.data.pictures import Picture, UnreadablePictureError, read_picture
+from s2uniseg_d2.labeling.sources import Pictures, find_pictures
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+_WEBCAM = "webcam:"
+
+
+class Frame(NamedTuple):
+    """A picture, or the reason why there is none.
+
+    Attributes:
+        name: with "/" between its parts; a video's frame has its number in it, counted from 0.
+        picture: ``(H, W, 3)`` uint8 RGB; None if it could not be read.
+        reason: one sentence where there is no picture, else "".
+    """
+
+    name: str
+    picture: Picture | None
+    reason: str = ""
+
+
+class Frames:
+    """All pictures that a command line names; pictures come before videos, and webcams last.
+
+    Args:
+        inputs: files, folders, globs and list files as :func:`~s2uniseg_d2.labeling.sources.find_pictures` takes them;
+            video files by their ending (in a folder only pictures count); ``webcam:N`` for camera N of this machine,
+            which never ends by itself.
+        every: of a video or a webcam, take the first frame of every so many.
+        limit: take at most so many pictures; 0 takes all.
+
+    Raises:
+        ValueError: if an input names nothing, a webcam cannot be opened, or a number is out of its range.
+
+    Attributes:
+        total: how many pictures there are, as far as headers tell; None with a webcam and no limit.
+        repeated: how many pictures were named again, and count once.
+    """
+
+    def __init__(self, inputs: Sequence[str], *, every: int = 1, limit: int = 0) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        if limit < 0:
+            raise ValueError(f"limit must not be negative, got {limit}")
+        if not inputs:
+            raise ValueError("input must name pictures, a video or webcam:N, got nothing")
+        self._every, self._limit = every, limit
+        self._webcams = [_webcam_number(item) for item in inputs if item.startswith(_WEBCAM)]
+        rest = [item for item in inputs if not item.startswith(_WEBCAM)]
+        self._videos = list(dict.fromkeys(os.path.abspath(item) for item in rest if _is_video(item)))
+        files = [item for item in rest if not _is_video(item)]
+        self._pictures = find_pictures(files) if files else Pictures("", [], 0)
+        self.repeated = self._pictures.repeated
+        self.total = self._count()
+        for number in self._webcams:
+            with _open(number) as capture:
+                _check_webcam(capture, number)  # before anything is computed
+
+    def _count(self) -> int | None:
+        if self._webcams:
+            return self._limit or None
+        total = len(self._pictures.names) + sum(_count_frames(path, self._every) for path in self._videos)
+        return min(total, self._limit) if self._limit else total
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The pictures in their order; what cannot be read comes with its reason. A webcam that is unplugged ends."""
+        left = self._limit or -1
+        for frame in self._all():
+            if left == 0:
+                return
+            left -= 1
+            yield frame
+
+    def _all(self) -> Iterator[Frame]:
+        for index, name in enumerate(self._pictures.names):
+            try:
+                yield Frame(name, read_picture(self._pictures.path(index)))
+            except UnreadablePictureError as error:
+                yield Frame(name, None, str(error))
+        for path in self._videos:
+            yield from _read_video(path, self._every)
+        for number in self._webcams:
+            yield from _read_webcam(number, self._every)
+
+
+def _is_video(item: str) -> bool:
+    path = Path(item).expanduser()
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+
+
+def _webcam_number(item: str) -> int:
+    number = item.removeprefix(_WEBCAM)
+    if not number.isdecimal():
+        raise ValueError(f"input {item!r} must be webcam:N with N the number of a camera, such as webcam:0")
+    return int(number)
+
+
+@contextmanager
+def _open(source: str | int) -> Iterator[cv2.VideoCapture]:
+    # OpenCV tells its reasons on stderr, where they would tear the progress bar; ours follow
+    before = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    capture = cv2.VideoCapture(source)
+    try:
+        yield capture
+    finally:
+        capture.release()
+        cv2.utils.logging.setLogLevel(before)
+
+
+def _count_frames(path: str, every: int) -> int:
+    with _open(path) as capture:
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    return max(1, -(-count // every))  # a video that cannot be read is one picture, skipped
+
+
+def _read_video(path: str, every: int) -> Iterator[Frame]:
+    name = os.path.basename(path)
+    frame = None
+    with _open(path) as capture:
+        for frame in _capture(capture, name, every):
+            yield frame
+    if frame is None:
+        yield Frame(name, None, f"cannot read video {path}: OpenCV finds no frame in it")
+
+
+def _read_webcam(number: int, every: int) -> Iterator[Frame]:
+    with _open(number) as capture:
+        _check_webcam(capture, number)
+        yield from _capture(capture, f"webcam{number}", every)
+
+
+def _check_webcam(capture: cv2.VideoCapture, number: int) -> None:
+    if not capture.isOpened():
+        raise ValueError(
+            f"input 'webcam:{number}' cannot be opened: no such camera, it is in use, or this user may not read it"
+        )
+
+
+def _capture(capture: cv2.VideoCapture, name: str, every: int) -> Iterator[Frame]:
+    number = 0
+    while capture.grab():
+        if number % every == 0:
+            is_sound, bgr = capture.retrieve()
+            if is_sound:
+                yield Frame(f"{name}/{number:06d}", np.ascontiguousarray(bgr[:, :, ::-1], dtype=np.uint8))
+        number += 1

@@ -1,0 +1,196 @@
+"""The files of a run: overlays, COCO instances, panoptic and semantic maps, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from s2uniseg_d2 import __version__
+from s2uniseg_d2.core.ops.masks import mask_boxes
+from s2uniseg_d2.data.pictures import Picture
+from s2uniseg_d2.evaluation.coco_results import encode_instances
+from s2uniseg_d2.evaluation.png_maps import write_ids, write_labels
+from s2uniseg_d2.evaluation.whole_files import replacing, write_json
+from s2uniseg_d2.segmenter import Segmentation
+
+from .overlay import draw_overlay
+from .page import KINDS, Card, PageFacts, make_card, shown_name, write_page
+
+NO_CLUSTER = 65535  # in a semantic PNG
+OVERLAY_QUALITY = 92
+PAGE = "index.html"
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder for results that cannot be one.
+
+    Raises:
+        ValueError: if it is a file, or holds an earlier run and ``overwrite`` is not set.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output must be a folder, got the file {folder}")
+    if (folder / PAGE).exists() and not overwrite:
+        raise ValueError(f"output {folder} already holds a gallery: add --overwrite, or name another folder")
+
+
+class ResultFiles:
+    """Writes the results of one picture after the other; what describes them all comes at the end.
+
+    Below ``folder``: ``overlays/KIND/NAME.jpg`` for every kind, ``instances.json`` (COCO), ``panoptic.json`` and
+    ``panoptic/NAME.png`` (COCO panoptic), ``semantic/NAME.png`` (16 bits, 65535 where there is no cluster),
+    ``skipped.txt`` and ``index.html``. A cluster k is category k; stuff in ``panoptic.json`` is K + k, because COCO
+    says of a category whether it is a thing, and a cluster may hold both.
+
+    Args:
+        folder: made if it does not exist.
+        kinds: of instance, semantic and panoptic, those that are written.
+        clusters: K, how many there are.
+
+    Raises:
+        ValueError: if a kind is unknown.
+    """
+
+    def __init__(self, folder: Path, kinds: Sequence[str], clusters: int) -> None:
+        if unknown := [kind for kind in kinds if kind not in KINDS]:
+            raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(unknown)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.kinds, self.clusters = folder, tuple(kinds), clusters
+        self.skipped: list[tuple[str, str]] = []
+        self.cards: list[Card] = []
+        self._images: list[dict[str, Any]] = []
+        self._instances: list[list[dict[str, Any]]] = []
+        self._panoptic: list[dict[str, Any]] = []
+        self._taken: set[str] = set()
+
+    @property
+    def masks(self) -> int:
+        """How many masks all pictures have together, of all kinds."""
+        return sum(len(masks["cluster"]) for card in self.cards for masks in card.about["masks"].values())
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note a picture that could not be read."""
+        self.skipped.append((name, reason))
+
+    def add(self, name: str, picture: Picture, found: Segmentation, seconds: float) -> None:
+        """Write what belongs to one picture.
+
+        Raises:
+            OSError: if a file cannot be written.
+        """
+        number, stem = len(self._images) + 1, self._free_stem(name)
+        height, width = picture.shape[:2]
+        image = {"id": number, "file_name": shown_name(name), "height": height, "width": width}
+        instances = self._encode_instances(found, number) if "instance" in self.kinds else []
+        panoptic = self._encode_panoptic(found, number, stem) if "panoptic" in self.kinds else {}
+        if "panoptic" in self.kinds:
+            write_ids(self.folder / "panoptic" / f"{stem}.png", found.panoptic.numpy())
+        if "semantic" in self.kinds:
+            write_labels(self.folder / "semantic" / f"{stem}.png", found.semantic.numpy(), NO_CLUSTER)
+        for kind in self.kinds:
+            self._write_overlay(self.folder / "overlays" / kind / f"{stem}.jpg", kind, picture, found)
+        card = make_card(name, picture, found, self.kinds, seconds)
+        # only now, so that a picture is in all of the lists or in none
+        self._images.append(image)
+        self._instances.append(instances)
+        self._panoptic.append(panoptic)
+        self.cards.append(card)
+
+    def finish(self, info: dict[str, Any], facts: PageFacts) -> None:
+        """Write what describes all pictures that were added, if there are any, and the list of those skipped.
+
+        Raises:
+            OSError: if a file cannot be written.
+        """
+        skipped = self.folder / "skipped.txt"
+        skipped.unlink(missing_ok=True)
+        if self.skipped:
+            lines = "".join(f"{shown_name(name)}\t{shown_name(reason)}\n" for name, reason in self.skipped)
+            with replacing(skipped) as partial:
+                partial.write_text(lines, encoding="utf-8")
+        if not self.cards:
+            return
+        head = {"info": {"version": __version__, **info}, "images": self._images}
+        things = [{"id": k, "name": f"cluster {k}", "supercategory": "thing"} for k in range(self.clusters)]
+        if "instance" in self.kinds:
+            every = [item for items in self._instances for item in items]
+            annotations = [{"id": number, **item} for number, item in enumerate(every, start=1)]
+            write_json(self.folder / "instances.json", {**head, "categories": things, "annotations": annotations})
+        if "panoptic" in self.kinds:
+            stuff = [
+                {"id": self.clusters + k, "name": f"stuff cluster {k}", "supercategory": "stuff", "isthing": 0}
+                for k in range(self.clusters)
+            ]
+            categories = [{**category, "isthing": 1} for category in things] + stuff
+            content = {**head, "categories": categories, "annotations": self._panoptic}
+            write_json(self.folder / "panoptic.json", content)
+        write_page(self.folder / PAGE, self.cards, facts)
+
+    def _free_stem(self, name: str) -> str:
+        """The name of a picture's files: its own without its ending, unless another picture has that one."""
+        path = PurePosixPath(shown_name(name))
+        stem = str(path.with_suffix(""))
+        if stem in self._taken:
+            stem = str(path)
+        while stem in self._taken:
+            stem += "_"
+        self._taken.add(stem)
+        return stem
+
+    def _encode_instances(self, found: Segmentation, number: int) -> list[dict[str, Any]]:
+        results = encode_instances(found.instances, number)
+        areas = found.instances.pred_masks.flatten(1).sum(dim=1).tolist()
+        levels = found.instances.levels.tolist() if found.instances.has("levels") else None
+        for place, (result, area) in enumerate(zip(results, areas, strict=True)):
+            result |= {"area": area, "iscrowd": 0}
+            if levels is not None:
+                result["level"] = levels[place]
+        return results
+
+    def _encode_panoptic(self, found: Segmentation, number: int, stem: str) -> dict[str, Any]:
+        masks = found.panoptic == _segment_ids(found)[:, None, None]
+        corners = mask_boxes(masks).tolist()
+        segments = [
+            {
+                "id": segment["id"],
+                "category_id": segment["category_id"] + (0 if segment["isthing"] else self.clusters),
+                "area": segment["area"],
+                "bbox": [left, top, right - left, bottom - top],
+                "iscrowd": 0,
+                "score": segment["score"],
+            }
+            for segment, (left, top, right, bottom) in zip(found.segments, corners, strict=True)
+        ]
+        return {"image_id": number, "file_name": f"{stem}.png", "segments_info": segments}
+
+    def _write_overlay(self, path: Path, kind: str, picture: Picture, found: Segmentation) -> None:
+        masks, clusters, order = _drawn(kind, found)
+        drawn = draw_overlay(picture, masks, clusters, order=order)
+        is_coded, data = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, OVERLAY_QUALITY])
+        if not is_coded:
+            raise OSError(f"{path} could not be written: a JPEG holds no picture of {picture.shape[1::-1]} pixels")
+        with replacing(path) as partial:
+            partial.write_bytes(np.asarray(data).tobytes())
+
+
+def _segment_ids(found: Segmentation) -> torch.Tensor:
+    return torch.tensor([segment["id"] for segment in found.segments], dtype=found.panoptic.dtype)
+
+
+def _drawn(kind: str, found: Segmentation) -> tuple[torch.Tensor, list[int], list[int] | None]:
+    """Masks, clusters and order from bottom to top; None puts small masks above large ones."""
+    if kind == "semantic":
+        labels = found.semantic.unique()
+        labels = labels[labels >= 0]
+        return found.semantic == labels[:, None, None], labels.tolist(), None
+    if kind == "panoptic":
+        masks = found.panoptic == _segment_ids(found)[:, None, None]
+        return masks, [segment["category_id"] for segment in found.segments], None
+    instances = found.instances
+    # UniAP's levels are a tree of regions: with the small ones on top nobody would see another level than the first
+    order = instances.levels.argsort(stable=True).tolist() if instances.has("levels") else None
+    return instances.pred_masks, instances.pred_classes.tolist(), order

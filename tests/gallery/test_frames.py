@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2uniseg_d2.data.pictures import read_picture
+from s2uniseg_d2.gallery.frames import Frames
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """Seven grey frames, each brighter than the one before; the top left quarter is red."""
+    path = tmp_path_factory.mktemp("video") / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(7):
+        frame = np.full((48, 64, 3), 30 * number, dtype=np.uint8)
+        frame[:24, :32] = (0, 0, 255)  # OpenCV's order
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_folders_globs_and_lists_give_pictures_once(pictures, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{pictures / 'b' / '0.png'}\n")
+    frames = Frames([str(pictures / "a"), str(pictures / "*" / "0.png"), str(tmp_path / "list.txt")])
+    assert (frames.total, frames.repeated) == (3, 2)
+    found = list(frames)
+    assert [frame.name for frame in found] == ["a/0.png", "a/1.png", "b/0.png"]
+    for frame in found:
+        assert (frame.picture == read_picture(pictures / frame.name)).all()
+
+
+def test_what_cannot_be_read_comes_with_its_reason(pictures):
+    bad = list(Frames([str(pictures)]))[-1]
+    assert bad.name == "bad.png"
+    assert bad.picture is None
+    assert "cannot read picture" in bad.reason
+
+
+def test_a_video_gives_its_frames_in_rgb(video):
+    frames = Frames([str(video)])
+    found = list(frames)
+    assert frames.total == len(found) == 7
+    assert [frame.name for frame in found][:2] == ["clip.avi/000000", "clip.avi/000001"]
+    for number, frame in enumerate(found):
+        assert frame.picture.shape == (48, 64, 3)
+        assert abs(int(frame.picture[40, 50, 0]) - 30 * number) < 6
+        red, green, blue = frame.picture[10, 10].astype(int)
+        assert red > 200 > 60 > max(green, blue)
+
+
+def test_every_and_limit_thin_a_video(video):
+    frames = Frames([str(video)], every=3)
+    assert frames.total == 3
+    assert [frame.name[-1] for frame in frames] == ["0", "3", "6"]
+    frames = Frames([str(video)], every=3, limit=2)
+    assert frames.total == 2
+    assert [frame.name[-1] for frame in frames] == ["0", "3"]
+
+
+def test_pictures_come_before_videos_and_limit_counts_both(video, pictures):
+    frames = Frames([str(video), str(pictures / "a")], limit=3)
+    assert [frame.name for frame in frames] == ["0.png", "1.png", "clip.avi/000000"]
+
+
+def test_a_video_that_is_none_is_skipped(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"no video")
+    frames = Frames([str(tmp_path / "clip.mp4")])
+    (only,) = list(frames)
+    assert frames.total == 1
+    assert only.picture is None
+    assert "OpenCV finds no frame in it" in only.reason
+
+
+def test_a_webcam_that_is_not_there_is_an_error_before_any_work(pictures, capfd):
+    with pytest.raises(ValueError, match="input 'webcam:93' cannot be opened: no such camera"):
+        Frames([str(pictures), "webcam:93"])
+    assert capfd.readouterr().err == ""  # OpenCV's own words are kept back
+
+
+class Camera:
+    """Endless pictures, as a webcam's."""
+
+    def __init__(self, number):
+        assert number == 5
+
+    def isOpened(self):  # noqa: N802  (OpenCV's name)
+        return True
+
+    def grab(self):
+        return True
+
+    def retrieve(self):
+        return True, np.full((4, 6, 3), (1, 2, 3), dtype=np.uint8)
+
+    def release(self):
+        pass
+
+
+def test_a_webcam_gives_pictures_until_the_limit(monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    assert Frames(["webcam:5"]).total is None
+    frames = Frames(["webcam:5"], every=2, limit=2)
+    assert frames.total == 2
+    found = list(frames)
+    assert [frame.name for frame in found] == ["webcam5/000000", "webcam5/000002"]
+    assert found[0].picture[0, 0].tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "settings", "message"),
+    [
+        ([], {}, "input must name pictures, a video or webcam:N, got nothing"),
+        (["/nowhere"], {}, "input '/nowhere' does not exist"),
+        (["/nowhere.mp4"], {}, "input '/nowhere.mp4' does not exist"),
+        (["webcam:front"], {}, "must be webcam:N with N the number of a camera"),
+        (["."], {"every": 0}, "every must be at least 1, got 0"),
+        (["."], {"limit": -1}, "limit must not be negative, got -1"),
+    ],
+)
+def test_bad_arguments_are_named(inputs, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Frames(inputs, **settings)
+
+
+def test_turned_pictures_stand_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 10)).save(tmp_path / "turned.jpg", exif=exif)
+    (only,) = list(Frames([str(tmp_path)]))
+    assert only.picture.shape == (20, 10, 3)

@@ -1,0 +1,156 @@
+"""The demo, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from s2uniseg_d2.data.pictures import read_picture
+from s2uniseg_d2.demo import main
+from s2uniseg_d2.segmenter import Segmenter
+from tests.checkpoint import write_checkpoint
+from tests.tiny import tiny_words, write_pictures
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = write_pictures(tmp_path_factory.mktemp("demo") / "pictures", count=3, size=(64, 96))
+    (folder / "bad.png").touch()
+    return folder
+
+
+def call(*words):
+    return main([*map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def gallery(weights, pictures):
+    output = pictures.parent / "gallery"
+    words = ("--input", pictures, "--weights", weights, "--output", output, "--score-threshold", 0)
+    assert call(*words) == 0
+    return output
+
+
+def test_the_files_hold_what_the_python_call_gives(gallery, pictures, weights):
+    coco = COCO(str(gallery / "instances.json"))
+    segmenter = Segmenter.from_pretrained(weights, score_threshold=0)
+    images = coco.loadImgs(coco.getImgIds())
+    assert [image["file_name"] for image in images] == ["0.png", "1.png", "2.png"]
+    for image in images:
+        instances = segmenter(read_picture(pictures / image["file_name"]))
+        items = coco.loadAnns(coco.getAnnIds(imgIds=[image["id"]]))
+        assert (np.array([coco.annToMask(item) for item in items]) == instances.pred_masks.numpy()).all()
+    names = {"index.html", "instances.json", "overlays", "panoptic", "panoptic.json", "semantic", "skipped.txt"}
+    assert {path.name for path in gallery.iterdir()} == names
+    assert (gallery / "skipped.txt").read_text().startswith("bad.png\t")
+
+
+def test_the_end_says_what_was_done(weights, pictures, tmp_path, capsys):
+    words = ("--input", pictures, "--weights", weights, "--output", tmp_path / "out", "--task", "instance")
+    assert call(*words, "--score-threshold", 0, "--limit", 3) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    count = len(json.loads((tmp_path / "out" / "instances.json").read_text())["annotations"])
+    assert lines[0].startswith(f"3 pictures, {count} masks, 0 skipped, ")
+    assert "pictures/s" in lines[0]
+    assert lines[1] == f"{tmp_path / 'out' / 'index.html'}: open it in a browser; the files lie beside it"
+    assert "\033" not in printed.out
+    assert call(*words, "--overwrite", "--score-threshold", 1) == 0
+    printed = capsys.readouterr()
+    assert "a smaller --score-threshold shows more" in printed.err
+    assert "skipped: cannot read picture" in printed.err
+
+
+def test_uniap_needs_no_trained_model(pictures, tmp_path):
+    config = tiny_words(MODEL__UNIAP__TAUS="(0.9,0.6)", MODEL__UNIAP__FEATURE_STRIDE=16)
+    words = ("--input", pictures / "0.png", "--weights", "", "--predictor", "uniap", "--output", tmp_path / "out")
+    assert call(*words, "--", *config) == 0
+    assert {item["level"] for item in json.loads((tmp_path / "out" / "instances.json").read_text())["annotations"]}
+    assert "no decoder is trained" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_video_becomes_pictures(weights, tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(4):
+        writer.write(np.full((48, 64, 3), 50 * number, dtype=np.uint8))
+    writer.release()
+    words = ("--input", tmp_path / "clip.avi", "--weights", weights, "--output", tmp_path / "out", "--every", 2)
+    assert call(*words, "--task", "panoptic") == 0
+    names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert names == ["panoptic/clip.avi/000000.png", "panoptic/clip.avi/000002.png"]
+
+
+def test_ctrl_c_keeps_what_is_done(weights, pictures, tmp_path, monkeypatch, capsys):
+    segment, calls = Segmenter.segment, []
+
+    def interrupt(self, image):
+        calls.append(image)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return segment(self, image)
+
+    monkeypatch.setattr(Segmenter, "segment", interrupt)
+    assert call("--input", pictures, "--weights", weights, "--output", tmp_path / "out") == 130
+    printed = capsys.readouterr()
+    assert "interrupted; what was done by then is written" in printed.err
+    assert printed.out.startswith("2 pictures, ")
+    assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]) == 2
+    assert "The run was interrupted" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_ctrl_c_before_the_first_picture(weights, pictures, tmp_path, monkeypatch, capsys):
+    def interrupt(self, image):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Segmenter, "segment", interrupt)
+    assert call("--input", pictures, "--weights", weights, "--output", tmp_path / "out") == 130
+    assert "interrupted before the first picture was done" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--weights", "WEIGHTS", "--output", "out"], "--input"),
+        (["--input", "PICTURES", "--output", "out"], "--weights"),
+        (["--input", "PICTURES", "--weights", "WEIGHTS"], "--output"),
+        (["--input", "/nowhere", "--weights", "WEIGHTS", "--output", "out"], "input '/nowhere' does not exist"),
+        (["--input", "webcam:93", "--weights", "WEIGHTS", "--output", "out"], "'webcam:93' cannot be opened"),
+        (["--input", "PICTURES", "--weights", "none.pth", "--output", "out"], "got 'none.pth'"),
+        (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "out", "--task", "all of it"], "invalid choice"),
+        (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "out", "--limit", "-1"], "limit must not be neg"),
+        (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "out", "--score-threshold", "7"], "must lie in"),
+        (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "WEIGHTS"], "output must be a folder, got"),
+        (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "GALLERY"], "already holds a gallery"),
+        (["--input", "PICTURES/bad.png", "--weights", "WEIGHTS", "--output", "out"], "none of the 1 pictures could be"),
+        (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "out", "--", "MODEL.NO", "1"], "NO is unknown"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_in_one_sentence(pictures, weights, gallery, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    for name, path in (("PICTURES", pictures), ("WEIGHTS", weights), ("GALLERY", gallery)):
+        words = [word.replace(name, str(path)) for word in words]
+    assert main(words) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("demo: ")
+    assert message in last
+    assert not (tmp_path / "out" / "index.html").exists()
+
+
+def test_the_module_runs_as_a_command(repository):
+    words = [sys.executable, "-m", "s2uniseg_d2.demo", "--help"]
+    done = subprocess.run(words, cwd=repository, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0
+    assert "--score-threshold" in done.stdout
