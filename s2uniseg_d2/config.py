@@ -206,6 +206,9 @@ def _add_evaluation(cfg: CfgNode) -> None:
     cfg.EVALUATION.KEEP_PARTS = False  # after the run
 
 
+_MOST_NODES = 100_000  # values of a config file; Detectron2's largest have some hundreds
+
+
 def load_config(
     config_file: str | Path, overrides: list[str] | None = None, *, model_from: str | Path | None = None
 ) -> CfgNode:
@@ -241,7 +244,8 @@ def load_config(
         raise ValueError(f"overrides must be pairs of KEY VALUE, got {' '.join(overrides)}")
     try:
         cfg.merge_from_list(overrides)
-    except (AssertionError, KeyError, ValueError, SyntaxError) as error:
+    except (AssertionError, KeyError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        # the last three are what Python makes of values such as {[1]} and of thousands of brackets
         raise ValueError(f"overrides: {_first_words(error)}{_near_key(cfg, overrides)}") from error
     validate_config(cfg)
     return cfg
@@ -253,15 +257,22 @@ def read_yaml(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         ValueError: if the file is missing, malformed, holds a Python tag, or names itself as its base.
     """
-    path = path.expanduser()
-    if path.resolve() in chain:
-        raise ValueError(f"config file {path} is its own _BASE_")
     try:
+        path = path.expanduser()
+        resolved = path.resolve()
+        if path.suffix == ".py":
+            raise ValueError(f"config file {path} must be YAML, got Python, which would be run to be read (LazyConfig)")
+        if resolved in chain:
+            raise ValueError(f"config file {path} is its own _BASE_")
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        size = _written_out(tree)
     except FileNotFoundError as error:
         raise ValueError(f"config file does not exist: {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RuntimeError, LookupError, TypeError) as error:
+        # beside YAML's own errors: what lies too deep, and numbers, dates and paths that Python cannot make
         raise ValueError(f"config file {path} cannot be read: {' '.join(str(error).split())}") from error
+    if size > _MOST_NODES:
+        raise ValueError(f"config file {path} must hold at most {_MOST_NODES} values, written out, got {size}")
     if not isinstance(tree, dict):
         raise ValueError(f"config file {path} must hold KEY: VALUE lines, got {type(tree).__name__}")
     base = tree.pop("_BASE_", None)
@@ -270,6 +281,25 @@ def read_yaml(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     merged = read_yaml(path.parent / Path(str(base)).expanduser(), (*chain, path.resolve()))
     _overlay(merged, tree)
     return merged
+
+
+def _written_out(tree: Any) -> int:
+    """How many values a tree has without YAML's references, of which a few lines make billions.
+
+    Raises:
+        RecursionError: if it holds itself.
+    """
+    known: dict[int, int] = {}
+
+    def count(node: Any) -> int:
+        if not isinstance(node, (dict, list, tuple, set)):
+            return 1
+        if id(node) not in known:
+            parts = [*node.keys(), *node.values()] if isinstance(node, dict) else list(node)
+            known[id(node)] = 1 + sum(map(count, parts))
+        return known[id(node)]
+
+    return count(tree)
 
 
 def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:

@@ -74,12 +74,12 @@ def check_inside(source: Path | str, names: Sequence[str], kind: str = "annotati
     """Check that no file name of ``source`` leads out of the folder it counts from.
 
     Raises:
-        ValueError: if one is absolute or climbs by "..".
+        ValueError: if one is no text, is absolute, climbs by "..", or holds a NUL.
     """
     for name in names:
-        path = PurePath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{kind} {source} must name files inside their folder, got {str(name)!r}")
+        path = PurePath(name) if isinstance(name, str) else None
+        if path is None or not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise ValueError(f"{kind} {source} must name files inside their folder, got {str(name)[:200]!r}")
 
 
 def check_files(source: Path, what: str, names: Sequence[str], folder: Path, kind: str = "annotation file") -> None:
@@ -93,23 +93,41 @@ def check_files(source: Path, what: str, names: Sequence[str], folder: Path, kin
         kind: of ``source``.
 
     Raises:
-        ValueError: if the folder is missing, a name leads out of it, or files are missing, with their number and the
-            first few.
+        ValueError: if the folder is missing, a name leads out of it, itself or by a link, or files are missing, with
+            their number and the first few. The folder itself may be a link.
     """
     check_inside(source, names, kind)
     if not folder.is_dir():
         raise ValueError(f"folder {folder}, for the {what} of {kind} {source}, does not exist")
-    present: dict[str, set[str]] = {}
+    root = folder.resolve()
+    present: dict[str, dict[str, bool]] = {}
     absent = []
     for name in names:
         head, tail = os.path.split(name)
         if head not in present:
-            below = folder / head
-            present[head] = set(os.listdir(below)) if below.is_dir() else set()
+            _refuse_links_out(source, root, head, kind)
+            present[head] = _names_and_links(root / head)
         if tail not in present[head]:
             absent.append(name)
+        elif present[head][tail]:
+            _refuse_links_out(source, root, name, kind)
     if absent:
         refuse_absent(source, what, absent, len(names), folder, kind)
+
+
+def _names_and_links(folder: Path) -> dict[str, bool]:
+    """The names in a folder, and whether each is a link; none if there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.is_symlink() for entry in entries}
+
+
+def _refuse_links_out(source: Path, root: Path, name: str, kind: str) -> None:
+    """Refuse a name that a link leads out of the folder: whoever wrote the name may have written the link too."""
+    place = (root / name).resolve()
+    if not place.is_relative_to(root):
+        raise ValueError(f"{kind} {source} must name files inside their folder, but {name!r} is a link to {place}")
 
 
 def refuse_absent(source: Path, what: str, absent: Sequence[str], count: int, folder: Path, kind: str) -> NoReturn:

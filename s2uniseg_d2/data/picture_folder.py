@@ -27,6 +27,9 @@ SUFFIXES = frozenset({
 _SETTLED_SECONDS = 2.0
 
 
+_REMEDY = "to use a picture elsewhere, write its whole path"
+
+
 class FolderListing(NamedTuple):
     """The pictures below a folder, and what tells whether they are still the same.
 
@@ -86,11 +89,14 @@ def list_folder(folder: str | Path) -> FolderListing:
 def read_picture_list(path: Path) -> PicturePaths:
     """Return the paths of the pictures that a text file names, one a line, in its order, without opening any.
 
-    Paths are relative to the file's folder. Blank lines and lines that begin with ``#`` are passed over; a path that
-    begins so is written ``./#...``. The file is UTF-8. It is read line by line, and each folder is listed once.
+    Paths are relative to the file's folder, and neither ".." nor a link may lead them out of it; whoever means another
+    folder writes the whole path, which is taken as it is. Blank lines and lines that begin with ``#`` are passed over;
+    a path that begins so is written ``./#...``. The file is UTF-8. It is read line by line, and each folder is listed
+    once.
 
     Raises:
-        ValueError: if the file is missing, is no text, or names no picture, one twice or ones that are missing.
+        ValueError: if the file is missing, is no text, or names no picture, one twice, ones that are missing, or ones
+            outside of its folder.
     """
     folders: dict[str, int] = {}
     hashes, folder_of, tails = array("q"), array("q"), array("q")  # of names, their folders, their last parts
@@ -101,7 +107,10 @@ def read_picture_list(path: Path) -> PicturePaths:
                 name = line.strip()
                 if not name or name.startswith("#"):
                     continue
-                head, _, tail = name.rpartition("/")
+                if ".." in name and not os.path.isabs(name) and os.path.normpath(name).split("/")[0] == "..":
+                    raise ValueError(f"picture list {path} must name pictures in its folder, got {name!r}; {_REMEDY}")
+                tail = name.rpartition("/")[2]
+                head = name[: len(name) - len(tail)]  # with its "/", so that "1.png" and "/1.png" have not the same
                 hashes.append(hash(name))
                 folder_of.append(folders.setdefault(head, len(folders)))
                 tails.append(hash(tail))
@@ -117,13 +126,24 @@ def read_picture_list(path: Path) -> PicturePaths:
         raise ValueError(f"picture list {path} names no picture")
     if (twice := _repeated(packed, np.frombuffer(hashes, dtype=np.int64))) is not None:
         raise ValueError(f"picture list {path} names {len(packed)} pictures, some of them twice, such as {twice}")
-    where = [path.parent / f"{head}/" for head in folders]
-    absent = _absent(where, np.frombuffer(folder_of, dtype=np.int64), np.frombuffer(tails, dtype=np.int64))
+    where = [path.parent / head for head in folders]
+    absent, links = _look(where, np.frombuffer(folder_of, dtype=np.int64), np.frombuffer(tails, dtype=np.int64))
     if len(absent):
         refuse_absent(
             path, "pictures", [packed.make(i) for i in absent.tolist()], len(packed), path.parent, "picture list"
         )
+    _refuse_links_out(path, [*folders, *map(packed.make, links.tolist())])
     return PicturePaths(str(path.parent.absolute()), packed)
+
+
+def _refuse_links_out(path: Path, names: Sequence[str]) -> None:
+    root = path.parent.resolve()
+    for name in names:
+        place = (root / name).resolve()
+        if not os.path.isabs(name) and not place.is_relative_to(root):
+            raise ValueError(
+                f"picture list {path} must name pictures in its folder, but {name!r} is a link to {place}; {_REMEDY}"
+            )
 
 
 def _walk(root: str, stamp: dict[str, int]) -> Iterator[str]:
@@ -170,12 +190,24 @@ def _repeated(names: PackedTexts, hashes: NDArray[np.int64]) -> str | None:
     return None
 
 
-def _absent(folders: Sequence[Path], folder_of: NDArray[np.int64], tails: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places of the names that are not in their folder; one folder's names are held at a time, as hashes."""
+def _look(
+    folders: Sequence[Path], folder_of: NDArray[np.int64], tails: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places of the names that are not in their folder, and of those that are links there.
+
+    One folder's names are held at a time, as hashes.
+    """
     order = np.argsort(folder_of, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(folder_of[order])) + 1)
-    missing = []
+    missing, linked = [], []
     for folder, members in zip(folders, groups, strict=True):
-        present = [hash(name) for name in os.listdir(folder)] if folder.is_dir() else []
-        missing.append(members[~np.isin(tails[members], np.array(present, dtype=np.int64))])
-    return np.sort(np.concatenate(missing))
+        present, links = array("q"), array("q")
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    present.append(hash(entry.name))
+                    if entry.is_symlink():
+                        links.append(present[-1])
+        missing.append(members[~np.isin(tails[members], np.frombuffer(present, dtype=np.int64))])
+        linked.append(members[np.isin(tails[members], np.frombuffer(links, dtype=np.int64))])
+    return np.sort(np.concatenate(missing)), np.concatenate(linked)

@@ -24,9 +24,14 @@ from .checkpoint_files import (
 
 logger = logging.getLogger(__name__)
 
+_CONTAINERS = ("model", "blobs")  # where tensors stand in a file, if not by themselves: PyTorch's habit, and Caffe2's
+
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, reading ``.pth`` files with ``weights_only=True`` and nothing else.
+    """Detectron2's checkpointer, reading files of tensors without running anything in them, and nothing from afar.
+
+    Detectron2's own runs what a ``.pkl`` of its model zoo names, and fetches an address without looking at what comes;
+    here :func:`~.checkpoint_files.read_checkpoint` reads all files, which must lie on the disk.
 
     A file of another model is refused when less than half of this model's tensors are in it, instead of training or
     evaluating random weights in silence. Files are written whole or not at all.
@@ -41,6 +46,23 @@ class SafeCheckpointer(DetectionCheckpointer):
     def __init__(self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **checkpointables: Any) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.keep = keep
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load the file at ``path``; "" loads nothing.
+
+        Raises:
+            ValueError: if there is no such file, it cannot be read safely, or does not fit the model.
+        """
+        if path and not Path(path).is_file():
+            raise ValueError(f"weights file does not exist: {path}")
+        try:
+            # past Detectron2's own step, which takes a path for an address: "?" in a name is part of the name here
+            return dict(super(DetectionCheckpointer, self).load(path, *args, **kwargs))
+        except (LookupError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"weights file {path} cannot be loaded into this model ({type(error).__name__}: {reason})"
+            ) from error
 
     def save(self, name: str, *, is_last: bool = True, **kwargs: Any) -> None:
         """Write ``name.pth`` and, unless ``is_last`` is false, make it the one that a run goes on from.
@@ -108,15 +130,16 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_checkpoint(Path(filename))
-        state = content.get("model", content)
+        key = next((key for key in _CONTAINERS if key in content), None)
+        state = content[key] if key else content
         if not isinstance(state, dict):
             raise ValueError(f"weights file {filename} must hold tensors by name, got {type(state).__name__}")
         self._refuse_foreign(filename, state)
-        return content if "model" in content else {"model": state}
+        return content if key == "model" else {"model": state}
 
     def _refuse_foreign(self, filename: str, state: Any) -> None:
         ours = self.model.state_dict()
-        tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
         known = [name for name, value in tensors.items() if name in ours and ours[name].shape == value.shape]
         logger.info("%s: %d of this model's %d tensors are in it", filename, len(known), len(ours))
         if 2 * len(known) < len(ours):
@@ -125,3 +148,14 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"weights file {filename} does not fit this model: {len(known)} of {len(ours)} tensors have its names "
                 f"and shapes (it holds {examples}); a DINO checkpoint of the ViT alone goes to MODEL.VIT.WEIGHTS"
             )
+        if others := [name for name, value in state.items() if not (isinstance(name, str) and _is_plain(value))]:
+            raise ValueError(
+                f"weights file {filename} must hold dense tensors by name, got {type(state[others[0]]).__name__} under "
+                f"{others[0]!r} and {len(others) - 1} more such"
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        isinstance(value, torch.Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+    )

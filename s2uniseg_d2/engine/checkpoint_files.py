@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from s2uniseg_d2.core.trunks.weights import READ_ERRORS
+from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file
 
 LAST = "last_checkpoint"  # the file that names the newest checkpoint
 FINAL = "model_final.pth"
@@ -111,18 +111,17 @@ def resume_candidates(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a ``.pth`` file holds, read without running code.
+    """What a file of tensors holds (``.pth``, ``.pkl`` or ``.safetensors``), read without running code.
 
     Raises:
-        ValueError: if the file does not exist, is no PyTorch file, or holds no dictionary.
+        ValueError: if the file does not exist, is no such file, asks for anything but data, or holds no dictionary.
     """
     if not path.is_file():
         raise ValueError(f"weights file does not exist: {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except READ_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"weights file {path} is no readable PyTorch checkpoint: {reason}") from error
+        content = read_tensor_file(path)
+    except TensorFileError as error:
+        raise ValueError(f"weights file {path} is no readable PyTorch checkpoint: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"weights file {path} must hold a dictionary, got {type(content).__name__}")
     return content

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from s2uniseg_d2.core.trunks.weights import READ_ERRORS
+from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file
 from s2uniseg_d2.modeling.backbone import ViTAdapterBackbone
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ def digest(module: nn.Module) -> str:
 def read_teacher(path: Path) -> dict[str, Tensor] | None:
     """The teacher's encoder in a checkpoint of our trainer; None for any other file, which other code judges."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except READ_ERRORS:
+        content = read_tensor_file(path, mmap=True)
+    except TensorFileError:
         return None
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-import pickle
-import struct
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file
 from s2uniseg_d2.core.trunks.vit import TimmViT
 
 BRANCHES = ("teacher", "student")
@@ -23,20 +19,6 @@ CONTAINERS = ("state_dict", "model")
 # Where these two stand under one prefix, there stands a plain ViT.
 PATCHES, FIRST_BLOCK = "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"
 SHOWN_NAMES = 5
-# What torch's reader raises for bytes that are no checkpoint, a part of one, or one with foreign objects in it.
-READ_ERRORS = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ArithmeticError,
-    AssertionError,
-    struct.error,
-    pickle.UnpicklingError,
-)
 
 
 class WeightReport(NamedTuple):
@@ -74,9 +56,9 @@ def read_trunk_checkpoint(path: str | PathLike[str], branch: str = "teacher") ->
     """The tensors of the ViT in a checkpoint, under timm's names, on the CPU.
 
     Read are DINO's backbone-only files and its full ones (``teacher`` and ``student``), timm's and Detectron2's
-    (``model``), those of ViT-Adapter (``state_dict``, names below ``backbone.``; the adapter's tensors come along), and
-    ``.safetensors``. Any prefix before the ViT's names goes (``module.``, ``backbone.``), and what stands outside of it
-    (heads). Nothing in the file is executed.
+    (``model``), those of ViT-Adapter (``state_dict``, names below ``backbone.``; the adapter's tensors come along), in
+    every format of :mod:`~s2uniseg_d2.core.tensor_files`. Any prefix before the ViT's names goes (``module.``,
+    ``backbone.``), and what stands outside of it (heads). Nothing in the file is executed.
 
     Args:
         path: the file.
@@ -142,38 +124,12 @@ def load_trunk_weights(vit: TimmViT, path: str | PathLike[str], branch: str = "t
 
 
 def _read_file(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
     try:
-        with _namespace_is_safe():
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except READ_ERRORS as error:
+        return read_tensor_file(path)
+    except TensorFileError as error:
         raise ValueError(
-            f"checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch file of tensors: it "
-            f"is of another kind, damaged, or holds objects that are not safe to load ({_first_line(error)})"
+            f"checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) cannot be read as a file of tensors: {error}"
         ) from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ValueError(f"checkpoint {str(path)!r} needs the package safetensors, which is not installed") from error
-    try:
-        tensors: dict[str, Tensor] = load_file(path, device="cpu")
-    except (SafetensorError, *READ_ERRORS) as error:
-        raise ValueError(f"checkpoint {str(path)!r} cannot be read as safetensors ({_first_line(error)})") from error
-    return tensors
-
-
-def _namespace_is_safe() -> AbstractContextManager[Any]:
-    """DINO's full checkpoints hold their command line as an ``argparse.Namespace``, plain data."""
-    if hasattr(torch.serialization, "safe_globals"):
-        return torch.serialization.safe_globals([argparse.Namespace])
-    # torch 2.4 has no such context; the class stays on its list
-    torch.serialization.add_safe_globals([argparse.Namespace])
-    return nullcontext()
 
 
 def _select_container(path: Path, payload: Any, branch: str) -> Mapping[Any, Any]:
@@ -230,8 +186,3 @@ def _listed(names: tuple[str, ...]) -> str:
         return "none"
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     return ", ".join(names[:SHOWN_NAMES]) + more
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -109,7 +109,7 @@ def test_safetensors_load_alike(make_vit, source, tmp_path):
     load_trunk_weights(vit, path)
     assert_holds(vit, source.state_dict())
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"weights.safetensors' cannot be read as safetensors"):
+    with pytest.raises(ValueError, match=r"weights.safetensors' .* cannot be read as safetensors"):
         read_trunk_checkpoint(path)
 
 
