@@ -145,6 +145,9 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.TEST_LONGEST_PX = 1024
     cfg.INPUT.OFFLINE_LABELS = False  # masks of DATASETS.TRAIN's annotations in place of the teacher's own
     cfg.INPUT.MAX_UNREADABLE = 100  # pictures a loader process may skip before the run stops
+    cfg.DATALOADER.TIMEOUT_S = 600  # without a batch from the data workers before the run stops; 0 is no limit
+    cfg.PROCESSES = CfgNode()
+    cfg.PROCESSES.TIMEOUT_S = 1800  # that a process waits for the others before the run stops; PyTorch's for gloo
     views = cfg.INPUT.VIEWS = CfgNode()
     views.NUM = 2  # delta
     views.SIZE_PX = 224  # multiple of 32; the paper is silent

@@ -112,7 +112,7 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
     and wherever the run began; a seeded draw replaces what is unreadable.
 
     Args:
-        cfg: reads ``DATASETS.TRAIN``, ``SEED``, ``SOLVER.IMS_PER_BATCH``, ``DATALOADER.NUM_WORKERS``, ``INPUT`` and,
+        cfg: reads ``DATASETS.TRAIN``, ``SEED``, ``SOLVER.IMS_PER_BATCH``, ``DATALOADER``, ``INPUT`` and,
             with offline labels, ``MODEL.UNIAP``.
         start_iter: iterations already done; the stream goes on after them.
 
@@ -136,7 +136,7 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
             ", ".join(names),
         )
     sampler = DrawSampler(len(records), seed=cfg.SEED if cfg.SEED >= 0 else None, start=start_iter * batch)
-    return build_detection_train_loader(
+    loader = build_detection_train_loader(
         _MappedStream(records, sampler, MultiViewMapper(cfg, True), batch // processes),
         mapper=None,
         total_batch_size=batch,
@@ -146,6 +146,7 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
         # and a resumed run's first step would see other random numbers than a straight run's
         generator=torch.Generator(),
     )
+    return _limit_waiting(loader, cfg)
 
 
 def build_test_loader(
@@ -154,7 +155,7 @@ def build_test_loader(
     """Return the loader that yields pictures of a data set once, in order, in lists of one.
 
     Args:
-        cfg: reads ``DATALOADER.NUM_WORKERS`` and ``INPUT.TEST_LONGEST_PX``.
+        cfg: reads ``DATALOADER`` and ``INPUT.TEST_LONGEST_PX``.
         name: of a data set, in any form that :func:`resolve_dataset` knows.
         indices: places in the data set of the pictures wanted; None is all of them, shared out to the processes.
         crop: what predictions are made on; None is the whole picture.
@@ -162,12 +163,20 @@ def build_test_loader(
     Raises:
         ValueError: if the data set cannot be used.
     """
-    return build_detection_test_loader(
+    loader = build_detection_test_loader(
         DatasetFromList(load_test_records(name), copy=False),
         mapper=InferenceMapper(longest_px=cfg.INPUT.TEST_LONGEST_PX, crop=crop),
         sampler=None if indices is None else list(indices),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+    return _limit_waiting(loader, cfg)
+
+
+def _limit_waiting(loader: DataLoader, cfg: CfgNode) -> DataLoader:
+    """The loader with an error in place of waiting for a worker that hangs; without workers nothing waits."""
+    if loader.num_workers:
+        loader.timeout = cfg.DATALOADER.TIMEOUT_S
+    return loader
 
 
 def load_test_records(name: str) -> list[dict[str, Any]]:

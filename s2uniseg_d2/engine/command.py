@@ -12,7 +12,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from .dry_run import dry_run
 from .processes import start
 from .run import prepare, run
-from .stopping import INTERRUPTED, TERMINATED, Terminated, how_to_go_on
+from .stopping import INTERRUPTED, SIGNALS, Terminated, how_to_go_on
 
 
 def execute(args: argparse.Namespace, name: str = "train_net.py") -> int:
@@ -23,7 +23,7 @@ def execute(args: argparse.Namespace, name: str = "train_net.py") -> int:
         name: of the command, before that sentence.
 
     Returns:
-        The exit status: 0; 1 after an error; 130 after Ctrl-C; 143 after SIGTERM.
+        The exit status: 0; 1 after an error; 130 after Ctrl-C; 143 after SIGTERM; 138 after SIGUSR1.
     """
     folder = None
     try:
@@ -32,17 +32,19 @@ def execute(args: argparse.Namespace, name: str = "train_net.py") -> int:
             return 0
         plan = prepare(args)
         folder = None if args.eval_only else Path(plan.cfg.OUTPUT_DIR)
-        start(run, plan.processes, args, device=plan.cfg.MODEL.DEVICE)
+        start(run, plan.processes, args, device=plan.cfg.MODEL.DEVICE, timeout_s=plan.cfg.PROCESSES.TIMEOUT_S)
     except (ValueError, FloatingPointError, OSError) as error:
         return fail(name, error)
     except ProcessRaisedException as error:
         return fail(name, str(error).strip().splitlines()[-1])
     except ProcessExitedException as error:
-        if error.exit_code != TERMINATED or folder is None:
-            return fail(name, error)
-        return fail(name, f"stopped by SIGTERM; {how_to_go_on(folder)}", status=TERMINATED)
+        kept = f"; {how_to_go_on(folder)}" if folder else ""
+        asked = next((signum for signum in SIGNALS if error.exit_code == 128 + signum), None)
+        if asked is None:
+            return fail(name, f"{error}{kept}")
+        return fail(name, f"stopped by {asked.name}{kept}", status=128 + asked)
     except Terminated as stop:
-        return fail(name, stop, status=TERMINATED)
+        return fail(name, stop, status=stop.code)
     except KeyboardInterrupt:
         # whoever presses Ctrl-C twice gets the sentence too, and with a third time the end at once
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -79,12 +80,14 @@ def _check(device: str, per_machine: int, machines: int, *, by_torchrun: bool) -
         raise ValueError(f"{wanted} asks for {per_machine} GPUs, but {available} are available{hint}")
 
 
-def start(work: Callable[..., Any], processes: Processes, args: Any, *, device: str) -> None:
+def start(work: Callable[..., Any], processes: Processes, args: Any, *, device: str, timeout_s: float = 1800.0) -> None:
     """Call ``work(args)`` in every process of the run, with Detectron2's process groups set up.
 
     Processes that torchrun has started join each other; others are started by Detectron2's launcher, which reads
-    ``machine_rank`` and ``dist_url`` of ``args``.
+    ``machine_rank`` and ``dist_url`` of ``args``. A process that waits for the others longer than ``timeout_s`` ends
+    with an error.
     """
+    timeout = datetime.timedelta(seconds=timeout_s)
     if not processes.by_torchrun:
         with passing_termination_on(processes.total):
             launch(
@@ -94,12 +97,13 @@ def start(work: Callable[..., Any], processes: Processes, args: Any, *, device: 
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
                 args=(args,),
+                timeout=timeout,
             )
         return
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
     try:
         comm.create_local_process_group(processes.per_machine)
         comm.synchronize()

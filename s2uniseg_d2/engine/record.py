@@ -6,12 +6,13 @@ import datetime
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine.hooks import PeriodicWriter
+from detectron2.engine.hooks import EvalHook, PeriodicWriter
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 
 from .checkpoint_files import write_whole
@@ -19,51 +20,123 @@ from .checkpoint_files import write_whole
 logger = logging.getLogger(__name__)
 
 PERIOD = 20  # iterations between two lines of the record, and of what a line's medians are over
+EVALUATED = "evaluation_seconds"  # stands in the record where an evaluation was finished
 GROUPS = ("query_sd", "mask", "dice", "objectness")  # the parts of the loss that a line of the log sums up
 
 
+class EvaluationHook(EvalHook):
+    """Detectron2's, which says in the record that it has evaluated, and how long that took."""
+
+    def evaluate(self) -> None:
+        """Evaluate, and put the figures."""
+        start = time.perf_counter()
+        super()._do_eval()
+        get_event_storage().put_scalar(EVALUATED, time.perf_counter() - start, smoothing_hint=False)
+
+    def _do_eval(self) -> None:
+        self.evaluate()
+
+
 class RecordHook(PeriodicWriter):
-    """Writes a run's scalars every 20 iterations; belongs last.
+    """Writes a run's scalars every 20 iterations and after every evaluation; belongs last.
 
     What a killed run wrote after the checkpoint that is gone on from is taken back, so that every step stands in the
-    record once. The last values before the checkpoint come back with it, so that medians over them go on too.
+    record once. The last values before the checkpoint come back with it, so that medians over them go on too. An
+    evaluation that follows the checkpoint and was cut short, or whose figures did not reach the record, is made up for.
 
     Args:
         folder: of the run.
         max_iter: last iteration, for the time that is left.
+        evaluation: of the trainer, and its period; None where nothing is evaluated.
         is_writing: whether this process keeps the record; the others only take the values along.
     """
 
-    def __init__(self, folder: Path, max_iter: int, *, is_writing: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_iter: int,
+        *,
+        evaluation: tuple[Callable[[], None], int] | None = None,
+        is_writing: bool = True,
+    ) -> None:
         super().__init__([], PERIOD)
         self.folder = folder
         self.max_iter = max_iter
         self.is_writing = is_writing
+        self._evaluate, self._evaluation_period = evaluation or (None, 0)
         self._kept: Mapping[str, list[tuple[float, int]]] = {}
+        self._latest: Mapping[str, tuple[float, int]] = {}
 
     def before_train(self) -> None:
         """Go on with the record."""
         start = self.trainer.start_iter
         restore_histories(self.trainer.storage, self._kept)
+        is_missed = False
         if self.is_writing:
             self.folder.mkdir(parents=True, exist_ok=True)
             metrics = self.folder / "metrics.json"
-            if start:
-                take_back(metrics, start)
+            is_missed = self._is_missed(metrics, start)
+            take_back(metrics, start - 1 if is_missed else start)
             self._writers = [
                 ProgressPrinter(self.max_iter),
                 JSONWriter(str(metrics)),
                 # a final evaluation of a run that is prolonged stands at the first new step, and stays
                 TensorboardXWriter(str(self.folder), purge_step=start + 1 if start else None),
             ]
+        if any(comm.all_gather(is_missed)):
+            self._make_up(start)
+
+    def after_step(self) -> None:
+        """Write if a line is due."""
+        if self._is_due(self.trainer.iter + 1) or self.trainer.iter == self.trainer.max_iter - 1:
+            self._write()
 
     def state_dict(self) -> dict[str, Any]:
-        """The last values of every scalar that is recorded at each step."""
-        return {"histories": last_values(self.trainer.storage)}
+        """The last values of every scalar that is recorded at each step, and what else the last step has put."""
+        storage = self.trainer.storage
+        hints = storage.smoothing_hints()
+        latest = {
+            name: (value, iteration)
+            for name, (value, iteration) in storage.latest().items()
+            if iteration == storage.iter and not hints[name]
+        }
+        return {"histories": last_values(storage), "latest": latest}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Keep them until training starts."""
         self._kept = state_dict["histories"]
+        self._latest = state_dict.get("latest", {})
+
+    def _write(self) -> None:
+        for writer in self._writers:
+            writer.write()
+
+    def _is_due(self, done: int) -> bool:
+        """Whether a line follows so many iterations."""
+        return done % PERIOD == 0 or self._is_evaluated(done)
+
+    def _is_evaluated(self, done: int) -> bool:
+        return self._evaluation_period > 0 and done % self._evaluation_period == 0 and done < self.max_iter
+
+    def _is_missed(self, metrics: Path, start: int) -> bool:
+        """Whether the line is not there, or not whole, that the last step before a resumed run owes the record."""
+        if not (0 < start < self.max_iter and self._is_due(start)):
+            return False
+        wanted = {"total_loss"} | ({EVALUATED} if self._is_evaluated(start) else set())
+        lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []
+        return not any(found.get("iteration") == start - 1 and wanted <= found.keys() for found in map(_read, lines))
+
+    def _make_up(self, start: int) -> None:
+        """Write the line that the step before ``start`` owes, after the evaluation if it is one's."""
+        storage = self.trainer.storage
+        storage.iter = start - 1
+        for name, (value, iteration) in self._latest.items():
+            storage.put_scalar(name, value, smoothing_hint=False, cur_iter=iteration)
+        if self._evaluate is not None and self._is_evaluated(start):
+            logger.info("The evaluation after iteration %d, which was not finished, is made up for", start - 1)
+            self._evaluate()
+        self._write()
+        storage.iter = start
 
 
 def last_values(storage: EventStorage) -> dict[str, list[tuple[float, int]]]:
@@ -101,12 +174,18 @@ def take_back(metrics: Path, start: int) -> None:
 
 
 def _is_before(line: str, start: int) -> bool:
+    scalars = _read(line)
+    iteration = scalars.get("iteration", start) if scalars else start + 1
+    return bool(iteration < start or (iteration == start and "total_loss" not in scalars))
+
+
+def _read(line: str) -> dict[str, Any]:
+    """The scalars of a line; empty where it is none."""
     try:
         scalars = json.loads(line)
     except json.JSONDecodeError:
-        return False
-    iteration = scalars.get("iteration", start) if isinstance(scalars, dict) else start + 1
-    return bool(iteration < start or (iteration == start and "total_loss" not in scalars))
+        return {}
+    return scalars if isinstance(scalars, dict) else {}
 
 
 class ProgressPrinter(EventWriter):

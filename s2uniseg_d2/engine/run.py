@@ -22,6 +22,7 @@ from .checkpoint import SafeCheckpointer
 from .checkpoint_files import resume_candidates
 from .evaluation import evaluate
 from .evaluation_parts import PARTS, refuse_kept
+from .lost_processes import is_loss, naming_losses
 from .processes import Processes, count_processes, share_cores
 from .stopping import how_to_go_on
 from .trainer import Trainer
@@ -133,7 +134,8 @@ def _without_colours(record: logging.LogRecord) -> bool:
 
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Leave an expected error to the one sentence at the end of the run."""
-    if record.exc_info and isinstance(record.exc_info[1], (ValueError, FloatingPointError, OSError)):
+    error = record.exc_info[1] if record.exc_info else None
+    if error and (isinstance(error, (ValueError, FloatingPointError, OSError)) or is_loss(error)):
         record.exc_info = None
     return True
 
@@ -181,7 +183,8 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         try:
-            trainer.train()
+            with naming_losses(cfg):
+                trainer.train()
         except (FloatingPointError, OSError) as error:
             kind = FloatingPointError if isinstance(error, FloatingPointError) else OSError
             raise kind(f"{error}; {how_to_go_on(Path(cfg.OUTPUT_DIR))}") from error
@@ -191,6 +194,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     model = Trainer.build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         SafeCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
-    results = evaluate(cfg, model, resume=args.resume)
+    with naming_losses(cfg):
+        results = evaluate(cfg, model, resume=args.resume)
     Trainer.draw_first_pictures(cfg, model)
     return results

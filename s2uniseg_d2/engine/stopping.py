@@ -1,4 +1,4 @@
-"""A clean end on SIGTERM: the step is finished, a checkpoint written, and what to do next said."""
+"""A clean end on SIGTERM or SIGUSR1: the step is finished, a checkpoint written, and what to do next said."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from detectron2.utils import comm
 
 from .checkpoint_files import resume_candidates
 
-# the exit statuses that shells give to processes ended by these signals
-TERMINATED = 128 + signal.SIGTERM
+# SIGTERM, and the warning that SLURM's --signal=USR1@SECONDS sends before a time limit; the exit status is 128 more,
+# what shells give to a process that a signal ended
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 INTERRUPTED = 128 + signal.SIGINT
 
 
 class Terminated(SystemExit):
-    """Training was asked to end by SIGTERM and has written a checkpoint; not an error, so no traceback is logged."""
+    """Training was asked to end by a signal and has written a checkpoint; not an error, so no traceback is logged."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(TERMINATED)
+    code: int
+
+    def __init__(self, message: str, signum: int = signal.SIGTERM) -> None:
+        super().__init__(128 + signum)
         self.message = message
 
     def __str__(self) -> str:
@@ -44,24 +47,26 @@ def how_to_go_on(folder: Path) -> str:
 
 @contextlib.contextmanager
 def passing_termination_on(processes: int) -> Iterator[None]:
-    """Hand SIGTERM on to the processes that this one starts, instead of dying and leaving them; for more than one."""
+    """Hand signals on to the processes that this one starts, instead of dying and leaving them; for more than one."""
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
         for child in multiprocessing.active_children():
-            child.terminate()
+            if child.pid:
+                os.kill(child.pid, signum)
 
     if processes < 2:
         yield
         return
-    previous = signal.signal(signal.SIGTERM, pass_on)
+    previous = {asked: signal.signal(asked, pass_on) for asked in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for asked, handler in previous.items():
+            signal.signal(asked, handler)
 
 
 class TerminationHook(HookBase):
-    """Ends training after the step in which SIGTERM came, with a checkpoint.
+    """Ends training after the step in which SIGTERM or SIGUSR1 came, with a checkpoint.
 
     It stands between checkpoints and evaluation, and its ``after_evaluation`` behind the evaluation, which is cut
     short. All processes end after the same step, whichever of them got the signal. Nothing is stopped after the last
@@ -69,24 +74,24 @@ class TerminationHook(HookBase):
     """
 
     def __init__(self) -> None:
-        self._is_requested = False
+        self._requested = 0  # the signal that came first
         self._is_evaluating = False
         self.after_evaluation = EndOfEvaluation(self)
         self._pid = os.getpid()
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def before_train(self) -> None:
-        """Take the signal over, where Python allows it."""
+        """Take the signals over, where Python allows it."""
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+            self._previous = {asked: signal.signal(asked, self._on_signal) for asked in SIGNALS}
 
     def after_step(self) -> None:
         """Save and stop if any process was asked to."""
         if self.trainer.iter + 1 < self.trainer.max_iter:
-            if any(comm.all_gather(self._is_requested)):
+            if asked := max(comm.all_gather(self._requested)):
                 self._save()
                 comm.synchronize()  # nobody leaves, and has the others killed, before the file is written
-                self._leave()
+                self._leave(asked)
             self._is_evaluating = True
 
     def end_evaluation(self) -> None:
@@ -94,34 +99,34 @@ class TerminationHook(HookBase):
         self._is_evaluating = False
 
     def after_train(self) -> None:
-        """Give the signal back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        """Give the signals back."""
+        for asked, handler in self._previous.items():
+            signal.signal(asked, handler)
+        self._previous = {}
 
     def _save(self) -> None:
         if comm.is_main_process():
             iteration = self.trainer.iter
             self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
 
-    def _leave(self) -> NoReturn:
-        folder = Path(self.trainer.checkpointer.save_dir)
-        raise Terminated(f"stopped by SIGTERM after iteration {self.trainer.iter}; {how_to_go_on(folder)}")
+    def _leave(self, asked: int) -> NoReturn:
+        name, folder = signal.Signals(asked).name, Path(self.trainer.checkpointer.save_dir)
+        raise Terminated(f"stopped by {name} after iteration {self.trainer.iter}; {how_to_go_on(folder)}", asked)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         """Note the signal; leave an evaluation at once.
 
         No logging here: the signal may have come in the middle of a line.
         """
-        is_first, self._is_requested = not self._is_requested, True
+        is_first, self._requested = not self._requested, self._requested or signum
         if os.getpid() != self._pid:
             # a data worker, forked with this handler: it must live as long as the step, but not longer than its parent
             if not is_first:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
         elif is_first and self._is_evaluating:
             self._save()
-            self._leave()
+            self._leave(signum)
 
 
 class EndOfEvaluation(HookBase):

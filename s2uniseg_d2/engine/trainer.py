@@ -30,7 +30,7 @@ from .observation import ObservationHook
 from .optimizer import build_optimizer
 from .panel import draw_comparison, write_png
 from .processes import parallelize
-from .record import PERIOD, RecordHook
+from .record import PERIOD, EvaluationHook, RecordHook
 from .replay import save_replay
 from .resuming import StepDrawsHook
 from .schedules import ScheduleHook, build_scheduler
@@ -110,10 +110,20 @@ class Trainer(DefaultTrainer):
         defaults = [hook for hook in super().build_hooks() if not isinstance(hook, (hooks.PeriodicWriter, type(None)))]
         first = next(i for i, hook in enumerate(defaults) if isinstance(hook, hooks.LRScheduler)) + 1
         last = next(i for i, hook in enumerate(defaults) if isinstance(hook, hooks.EvalHook))
-        record = RecordHook(Path(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER, is_writing=comm.is_main_process())
+        evaluation = EvaluationHook(cfg.TEST.EVAL_PERIOD, self._test_and_keep)
+        record = RecordHook(
+            Path(cfg.OUTPUT_DIR),
+            cfg.SOLVER.MAX_ITER,
+            evaluation=(evaluation.evaluate, cfg.TEST.EVAL_PERIOD) if cfg.DATASETS.TEST else None,
+            is_writing=comm.is_main_process(),
+        )
         termination = TerminationHook()
-        around_evaluation = [termination, *defaults[last:], termination.after_evaluation]
+        around_evaluation = [termination, evaluation, *defaults[last + 1 :], termination.after_evaluation]
         return [*defaults[:first], *ours, *defaults[first:last], *around_evaluation, record]
+
+    def _test_and_keep(self) -> OrderedDict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:
         """None here: the record is opened when it is known where it goes on, by :class:`RecordHook`."""

@@ -5,9 +5,16 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 
-from s2uniseg_d2.engine.record import ProgressPrinter, RecordHook, last_values, restore_histories, take_back
+from s2uniseg_d2.engine.record import (
+    EVALUATED,
+    ProgressPrinter,
+    RecordHook,
+    last_values,
+    restore_histories,
+    take_back,
+)
 
 
 def step(storage, iteration):
@@ -16,9 +23,19 @@ def step(storage, iteration):
     storage.put_scalar("lr", 1.0 / (iteration + 1), smoothing_hint=False)
 
 
-def record(folder, start, stop, max_iter, kept=None):
-    """Run the hook over steps as the trainer does, and return its state after the last one."""
-    hook = RecordHook(folder, max_iter)
+def record(folder, start, stop, max_iter, kept=None, *, every=0, ends_in=""):
+    """Run the hook over steps as the trainer does, and return its state after the last one.
+
+    With ``every`` there is an evaluation after so many steps; the process dies in the last step's ``evaluation``,
+    before the step's ``line``, or leaves orderly.
+    """
+
+    def evaluate():
+        storage = get_event_storage()
+        storage.put_scalar("segm/AP", 100.0 * storage.iter, smoothing_hint=False)
+        storage.put_scalar(EVALUATED, 1.0, smoothing_hint=False)
+
+    hook = RecordHook(folder, max_iter, evaluation=(evaluate, every) if every else None)
     if kept:
         hook.load_state_dict(kept)
     with EventStorage(start) as storage:
@@ -28,13 +45,19 @@ def record(folder, start, stop, max_iter, kept=None):
             step(storage, iteration)
             hook.trainer.iter = iteration
             state = hook.state_dict()
+            if ends_in == "evaluation" and iteration == stop - 1:
+                return state
+            if every and (iteration + 1) % every == 0 and iteration + 1 < max_iter:
+                evaluate()
+            if ends_in == "line" and iteration == stop - 1:
+                return state
             hook.after_step()
         hook.after_train()
     return state
 
 
 def lines(folder):
-    timed = ("iterations_per_second", "eta_seconds")
+    timed = ("iterations_per_second", "eta_seconds", EVALUATED)
     found = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in timed} for line in found]
 
@@ -64,6 +87,34 @@ def test_an_evaluation_at_the_seam_stays(tmp_path):
     take_back(metrics, 9)
     assert metrics.stat().st_mtime_ns == before
     take_back(tmp_path / "none.json", 9)
+
+
+@pytest.mark.parametrize("ends_in", ["evaluation", "line"])
+@pytest.mark.parametrize("done", [15, 20, 40])
+def test_an_evaluation_and_a_line_that_a_kill_cut_off_are_made_up_for(tmp_path, ends_in, done):
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    record(alone, 0, 60, 60, every=15)
+    kept = record(killed, 0, done, 60, every=15, ends_in=ends_in)
+    record(killed, done, 60, 60, kept, every=15)
+    assert lines(killed) == lines(alone)
+    assert [line["iteration"] for line in lines(alone) if "segm/AP" in line] == [14, 29, 44]
+
+
+def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(tmp_path):
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    record(alone, 0, 60, 60, every=15)
+    kept = record(stopped, 0, 15, 60, every=15, ends_in="evaluation")
+    # the end of the run has written the step's line, without the figures
+    with (stopped / "metrics.json").open("a") as file:
+        file.write('{"iteration": 14, "total_loss": 1.0}\n')
+    record(stopped, 15, 60, 60, kept, every=15)
+    assert lines(stopped) == lines(alone)
+
+
+def test_a_run_that_begins_anew_takes_the_place_of_the_first_try(tmp_path):
+    record(tmp_path, 0, 30, 60)
+    record(tmp_path, 0, 60, 60)
+    assert [line["iteration"] for line in lines(tmp_path)] == [19, 39, 59]
 
 
 def test_values_come_back_where_they_stood():

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from s2uniseg_d2.engine.stopping import Terminated, TerminationHook, how_to_go_on, passing_termination_on
+from s2uniseg_d2.engine.stopping import SIGNALS, Terminated, TerminationHook, how_to_go_on, passing_termination_on
 
 
 class Trainer(SimpleNamespace):
-    """Steps with a termination hook as Detectron2's loop does; ``signals`` says where SIGTERM comes."""
+    """Steps with a termination hook as Detectron2's loop does; ``signals`` says where one comes."""
 
-    def __init__(self, folder, max_iter=4, signals=()):
+    def __init__(self, folder, max_iter=4, signals=(), signum=signal.SIGTERM):
+        self.signum = signum
         self.saved, self.steps = [], []
         self.iter, self.max_iter, self.signals = 0, max_iter, set(signals)
         self.checkpointer = SimpleNamespace(save_dir=str(folder), save=self.save)
@@ -26,7 +27,7 @@ class Trainer(SimpleNamespace):
 
     def at(self, place):
         if (self.iter, place) in self.signals:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signum)
 
     def train(self):
         self.hook.before_train()
@@ -94,7 +95,7 @@ def test_a_second_signal_changes_nothing(tmp_path):
 
 def test_all_processes_stop_when_one_is_asked_to(tmp_path, monkeypatch):
     stopping = "s2uniseg_d2.engine.stopping.comm"
-    monkeypatch.setattr(f"{stopping}.all_gather", lambda value: [value, True])
+    monkeypatch.setattr(f"{stopping}.all_gather", lambda value: [value, signal.SIGTERM])
     monkeypatch.setattr(f"{stopping}.is_main_process", lambda: False)
     trainer = Trainer(tmp_path)
     with pytest.raises(Terminated):
@@ -104,7 +105,16 @@ def test_all_processes_stop_when_one_is_asked_to(tmp_path, monkeypatch):
 
 def test_the_status_is_that_of_a_terminated_process():
     assert Terminated("why").code == 143
+    assert Terminated("why", signal.SIGUSR1).code == 128 + signal.SIGUSR1
     assert str(Terminated("why")) == "why"
+
+
+def test_slurms_warning_stops_a_run_as_well(tmp_path):
+    trainer = Trainer(tmp_path, signals=[(1, "step")], signum=signal.SIGUSR1)
+    with pytest.raises(Terminated, match="stopped by SIGUSR1 after iteration 1") as stopped:
+        trainer.train()
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    assert trainer.saved == [("model_0000001", 1)]
 
 
 def test_it_is_said_how_to_go_on(tmp_path):
@@ -116,11 +126,12 @@ def test_it_is_said_how_to_go_on(tmp_path):
 
 def test_a_launcher_hands_the_signal_to_its_processes(monkeypatch):
     told = []
-    children = [SimpleNamespace(terminate=lambda name=name: told.append(name)) for name in "ab"]
-    monkeypatch.setattr("multiprocessing.active_children", lambda: children)
+    monkeypatch.setattr("multiprocessing.active_children", lambda: [SimpleNamespace(pid=pid) for pid in (1001, 1002)])
+    monkeypatch.setattr(os, "kill", lambda *words: told.append(words))
     with passing_termination_on(2):
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert told == ["a", "b"]
+        for signum in SIGNALS:
+            signal.raise_signal(signum)
+    assert told == [(pid, signum) for signum in SIGNALS for pid in (1001, 1002)]
     before = signal.getsignal(signal.SIGTERM)
     with passing_termination_on(1):
         assert signal.getsignal(signal.SIGTERM) is before
