@@ -1,6 +1,6 @@
 # Two commands from a bare machine: `make demo` and `make test`. Each sets `.venv` up on its first run.
 # make PYTHON=python3.12 test   sets up with another Python (3.10 to 3.13)
-# make test ARGS="-k matching"  hands ARGS to the command behind demo, evidence, test, test-fast or bench
+# make test ARGS="-k matching"  hands ARGS to the command behind demo, evidence, test, test-fast, soak or bench
 # make DEVICE=cuda evidence     trains on a GPU
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --timeout 900
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo evidence test test-fast lint format types check bench clean clean-all same-python
+.PHONY: help setup demo evidence test test-fast lint format types check soak bench clean clean-all same-python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,9 @@ types: $(STAMP) ## check types (mypy, strict in s2uniseg_d2/core)
 	@$(PY) -m mypy
 
 check: lint types test ## lint + types + test, what continuous integration runs
+
+soak: $(STAMP) ## inject 200 faults into the real commands, write output/faults (half an hour on two free cores)
+	@OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak --injections 200 --seed 0 --jobs $(JOBS) --output output/faults $(ARGS)
 
 bench: $(STAMP) ## run the benchmarks
 	@set -e; for file in tests/benchmarks/bm_*.py; do echo "== $$file"; $(PY) $$file $(ARGS); done

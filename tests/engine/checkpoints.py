@@ -26,7 +26,7 @@ def is_of_the_machine(name):
 def read(path):
     """A checkpoint without what it says of the machine."""
     content = torch.load(path, weights_only=True)
-    histories = content["trainer"]["hooks"]["RecordHook"]["histories"]
-    for name in list(filter(is_of_the_machine, histories)):
-        del histories[name]
+    for figures in content["trainer"]["hooks"]["RecordHook"].values():
+        for name in list(filter(is_of_the_machine, figures)):
+            del figures[name]
     return content

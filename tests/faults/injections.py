@@ -59,7 +59,7 @@ class Injection:
         """Wait until a run has noted an event so many times."""
         wanted, limit = [str(word) for word in words], time.monotonic() + PATIENCE_S
         while sum(found[: len(wanted)] == wanted for found in events(self.run.trace)) < count:
-            if self.started.wait(0.002) is not None or time.monotonic() > limit:
+            if self.started.wait(0.01) is not None or time.monotonic() > limit:
                 raise MissedError(f"{' '.join(wanted)} never came: {self.started.said()[-2000:]}")
 
     def await_step(self, *, first: int = 0, last: int = ITERATIONS - 2) -> int:

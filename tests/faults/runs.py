@@ -217,7 +217,7 @@ def _damage(path: Path, *, is_over: bool) -> str | None:
             np.load(path)
         elif path.suffix == ".yaml" and is_over:
             yaml.safe_load(path.read_text())["MODEL"]["DEVICE"]
-    except (ValueError, OSError, KeyError, TypeError, SyntaxError) as error:
+    except (ValueError, OSError, KeyError, TypeError, SyntaxError, yaml.YAMLError) as error:
         return " ".join(str(error).split())[:200]
     return None
 

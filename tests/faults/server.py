@@ -127,7 +127,7 @@ def _wait(pid: int, seconds: float) -> int | None:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() >= limit:
             return None
-        time.sleep(0.005)
+        time.sleep(0.01)
 
 
 def main() -> None:

@@ -65,7 +65,9 @@ class Disk:
 
     def is_ours(self, path: Any) -> bool:
         """Whether a file counts."""
-        return isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(self.folder)
+        if not isinstance(path, (str, os.PathLike)):
+            return False
+        return f"{os.path.abspath(path)}/".startswith(f"{self.folder}/")
 
     def step(self, kind: str, path: Any) -> bool:
         """Count one operation; says whether it is the one that a kill comes in."""
