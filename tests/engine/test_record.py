@@ -46,13 +46,16 @@ def record(folder, start, stop, max_iter, kept=None, *, every=0, ends_in=""):
             hook.trainer.iter = iteration
             state = hook.state_dict()
             if ends_in == "evaluation" and iteration == stop - 1:
-                return state
+                break
             if every and (iteration + 1) % every == 0 and iteration + 1 < max_iter:
                 evaluate()
             if ends_in == "line" and iteration == stop - 1:
-                return state
+                break
             hook.after_step()
-        hook.after_train()
+        if not ends_in:
+            hook.after_train()
+        for writer in hook._writers:
+            writer.close()
     return state
 
 
