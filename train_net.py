@@ -33,8 +33,8 @@ examples:
     torchrun --nproc-per-node 8 train_net.py --config-file configs/s2uniseg_in1k.yaml
 
 exit status: 0 done, 1 an error (one sentence on stderr says which), 2 wrong arguments, 130 after Ctrl-C, 143 after
-SIGTERM, 138 after SIGUSR1. Results go to OUTPUT_DIR. Every key is explained in s2uniseg_d2/config.py, training in docs/training.md, one's
-own pictures from start to finish in docs/own-pictures.md.
+SIGTERM, 138 after SIGUSR1. Results go to OUTPUT_DIR. Every key is explained in s2uniseg_d2/config.py, training in
+docs/training.md, one's own pictures from start to finish in docs/own-pictures.md.
 """
 
 
