@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from .checkpoint_files import (
+    FINAL,
     LAST,
     NUMBERED,
     damage_of,
@@ -83,6 +85,18 @@ class SafeCheckpointer(DetectionCheckpointer):
             self.tag_last_checkpoint(path.name)
         if number := NUMBERED.fullmatch(path.name):
             prune(path.parent, int(number[1]), self.keep)
+
+    def copy_final(self, iteration: int) -> None:
+        """Make the final checkpoint out of the periodic one of the last iteration, if it alone is there.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        final, periodic = Path(self.save_dir) / FINAL, Path(self.save_dir) / f"model_{iteration:07d}.pth"
+        if periodic.is_file() and not final.is_file():
+            with periodic.open("rb") as source:
+                write_whole(final, lambda file: shutil.copyfileobj(source, file))
+            self.tag_last_checkpoint(final.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file the one that a run goes on from."""

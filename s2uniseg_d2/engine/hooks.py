@@ -172,13 +172,20 @@ class FreezeLastLayerHook(HookBase):
 
 
 class FirstCheckpointHook(HookBase):
-    """Saves ``model_initial`` before the first step, the point that later checkpoints are compared with."""
+    """Saves ``model_initial`` before the first step, the point that later checkpoints are compared with.
+
+    Also makes ``model_final`` of the last periodic checkpoint where a run was stopped between the two.
+    """
 
     def before_train(self) -> None:
-        """Save when the run is new."""
-        if self.trainer.start_iter == 0 and comm.is_main_process():
+        """Save when the run is new, or no step is left."""
+        if not comm.is_main_process():
+            return
+        if self.trainer.start_iter == 0:
             # a run that is stopped now has nothing to go on from
             self.trainer.checkpointer.save("model_initial", is_last=False, iteration=-1)
+        elif self.trainer.start_iter == self.trainer.max_iter:
+            self.trainer.checkpointer.copy_final(self.trainer.max_iter - 1)
 
 
 class PicturesHook(HookBase):

@@ -63,20 +63,22 @@ class RecordHook(PeriodicWriter):
         self.folder = folder
         self.max_iter = max_iter
         self.is_writing = is_writing
-        self._evaluate, self._evaluation_period = evaluation or (None, 0)
+        self._evaluate = evaluation[0] if evaluation else None
+        self._evaluation_period = evaluation[1] if evaluation else 0
         self._kept: Mapping[str, list[tuple[float, int]]] = {}
         self._latest: Mapping[str, tuple[float, int]] = {}
 
     def before_train(self) -> None:
         """Go on with the record."""
         start = self.trainer.start_iter
-        restore_histories(self.trainer.storage, self._kept)
+        if start < self.max_iter:  # else the last step's line is there already
+            restore_histories(self.trainer.storage, self._kept)
         is_missed = False
         if self.is_writing:
             self.folder.mkdir(parents=True, exist_ok=True)
             metrics = self.folder / "metrics.json"
             is_missed = self._is_missed(metrics, start)
-            take_back(metrics, start - 1 if is_missed else start)
+            take_back(metrics, start - 1 if is_missed else start, keeps_seam=start < self.max_iter)
             self._writers = [
                 ProgressPrinter(self.max_iter),
                 JSONWriter(str(metrics)),
@@ -159,24 +161,27 @@ def restore_histories(storage: EventStorage, kept: Mapping[str, list[tuple[float
             storage.put_scalar(name, value, cur_iter=iteration)
 
 
-def take_back(metrics: Path, start: int) -> None:
+def take_back(metrics: Path, start: int, *, keeps_seam: bool = True) -> None:
     """Remove the lines of steps from ``start`` on, and what is no line, from a run's metrics.json.
 
-    An evaluation that stands at ``start`` stays: a run that ended there left it.
+    An evaluation that stands at ``start`` stays, for a run that ended there left it, unless ``keeps_seam`` is false:
+    where no step is left, that evaluation comes again.
     """
     if not metrics.is_file():
         return
     lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept = [line for line in lines if _is_before(line, start)]
+    kept = [line for line in lines if _is_before(line, start, keeps_seam)]
     if len(kept) < len(lines):
         logger.info("%s: %d lines after iteration %d are taken back", metrics, len(lines) - len(kept), start - 1)
         write_whole(metrics, lambda file: file.write("".join(kept).encode()))
 
 
-def _is_before(line: str, start: int) -> bool:
+def _is_before(line: str, start: int, keeps_seam: bool) -> bool:
     scalars = _read(line)
-    iteration = scalars.get("iteration", start) if scalars else start + 1
-    return bool(iteration < start or (iteration == start and "total_loss" not in scalars))
+    if "iteration" not in scalars:
+        return bool(scalars)
+    iteration = scalars["iteration"]
+    return bool(iteration < start or (keeps_seam and iteration == start and "total_loss" not in scalars))
 
 
 def _read(line: str) -> dict[str, Any]:

@@ -121,6 +121,11 @@ class Trainer(DefaultTrainer):
         around_evaluation = [termination, evaluation, *defaults[last + 1 :], termination.after_evaluation]
         return [*defaults[:first], *ours, *defaults[first:last], *around_evaluation, record]
 
+    def after_train(self) -> None:
+        """Detectron2's; where no step was left, its loop has counted one too many."""
+        self.iter: int = min(self.iter, self.max_iter)
+        super().after_train()
+
     def _test_and_keep(self) -> OrderedDict[str, Any]:
         self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results

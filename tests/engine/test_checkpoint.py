@@ -63,6 +63,21 @@ def test_a_checkpoint_cut_short_is_refused_by_name(model, tmp_path):
         load(model, tmp_path / "w.pth")
 
 
+def test_a_final_checkpoint_that_a_stop_prevented_is_made_up_for(model, tmp_path):
+    checkpointer = SafeCheckpointer(model, str(tmp_path))
+    checkpointer.copy_final(7)
+    assert list(tmp_path.iterdir()) == []
+    checkpointer.save("model_0000007", iteration=7)
+    checkpointer.copy_final(8)
+    assert not (tmp_path / "model_final.pth").exists()
+    checkpointer.copy_final(7)
+    assert (tmp_path / "model_final.pth").read_bytes() == (tmp_path / "model_0000007.pth").read_bytes()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    (tmp_path / "model_final.pth").write_bytes(b"there")
+    checkpointer.copy_final(7)
+    assert (tmp_path / "model_final.pth").read_bytes() == b"there"
+
+
 def test_loading_runs_no_code(model, tmp_path):
     torch.save({"model": Exploit(tmp_path / "touched")}, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match=r"bad\.pth is no readable PyTorch checkpoint"):

@@ -120,6 +120,27 @@ def test_a_run_that_begins_anew_takes_the_place_of_the_first_try(tmp_path):
     assert [line["iteration"] for line in lines(tmp_path)] == [19, 39, 59]
 
 
+def test_a_run_without_a_step_left_evaluates_again_and_stands_there_once(tmp_path):
+    def finish(kept=None):
+        hook = RecordHook(tmp_path, 30)
+        if kept:
+            hook.load_state_dict(kept)
+        with EventStorage(30) as storage:
+            hook.trainer = SimpleNamespace(storage=storage, start_iter=30, max_iter=30)
+            hook.before_train()
+            storage.put_scalar("segm/AP", 50.0, smoothing_hint=False)
+            hook.after_train()
+
+    kept = record(tmp_path, 0, 30, 30)
+    for _ in range(2):
+        finish(kept)
+        assert [(line["iteration"], "segm/AP" in line) for line in lines(tmp_path)] == [
+            (19, False),
+            (29, False),
+            (30, True),
+        ]
+
+
 def test_values_come_back_where_they_stood():
     with EventStorage(0) as first:
         for iteration in range(30):

@@ -8,51 +8,54 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
-from tests.faults.injections import Injection, MissedError, disturb_disk, fault
-from tests.faults.runs import ITERATIONS, PERIOD
+from tests.faults.injections import Injection, MissedError, disturb_disk, fault, name_operation
+from tests.faults.runs import PERIOD, steps_kept
 from tests.faults.server import PATIENCE_S, Started
 from tests.tiny import SHARED
 
 NO_SPACE, READ_ONLY = "No space left on device", "Read-only file system"
 
 
+def _fill(injection: Injection, status: int, share: float) -> None:
+    room = injection.rng.randrange(int(int(injection.data.operations(injection.name)[-1][1]) * share))
+    disturb_disk(injection, "ENOSPC", after_bytes=room)
+    injection.expect_end(status, saying=NO_SPACE)
+    injection.moment = f"after {room} bytes"
+    injection.check_kept()
+
+
 @fault("disk full, training")
 def disk_full(injection: Injection) -> None:
     """After a random number of bytes; space is made before the run goes on."""
-    total = int(injection.data.operations("training")[-1][1])
-    room = injection.rng.randrange(total)
-    injection.moment = f"after {room} of {total} bytes"
-    disturb_disk(injection, "training", "ENOSPC", after_bytes=room)
-    injection.expect_end(1, saying=NO_SPACE)
-    injection.check_kept()
-    injection.finish()
+    _fill(injection, 1, 0.5)
 
 
-@fault("disk full, label command")
+@fault("disk full, --eval-only", run="evaluation")
+def disk_full_evaluation(injection: Injection) -> None:
+    """The same for an evaluation."""
+    _fill(injection, 1, 1.0)
+
+
+@fault("disk full, label command", run="labelling")
 def disk_full_labelling(injection: Injection) -> None:
     """The same for labels."""
-    total = int(injection.data.operations("labelling")[-1][1])
-    room = injection.rng.randrange(total)
-    injection.moment = f"after {room} of {total} bytes"
-    disturb_disk(injection, "labelling", "ENOSPC", after_bytes=room)
-    injection.expect_end(2, saying=NO_SPACE)
-    injection.check_kept()
-    injection.finish()
+    _fill(injection, 2, 1.0)
 
 
-@fault("disk full, a real small file system")
+@fault("disk full, a real small file system", run="own")
 def small_file_system(injection: Injection) -> None:
     """A tmpfs with room for some checkpoints, grown before the run goes on; needs the right to mount."""
     output = injection.folder / "output"
-    run = injection.data.place("training", injection.folder)
+    injection.run = injection.data.place("training", injection.folder)
     output.mkdir()
-    size = injection.rng.randint(1, 20)
-    injection.moment = f"{size} MiB"
+    size = injection.rng.randint(1, 15)
     _mount(output, f"size={size}m")
     try:
-        injection.run, injection.started = run, injection.data.start(run)
+        injection.begin()
         injection.expect_end(1, saying=NO_SPACE)
+        injection.moment = f"{size} MiB"
         injection.check_kept()
         subprocess.run(["mount", "-o", "remount,size=200m", str(output)], check=True)
         injection.finish()
@@ -60,25 +63,38 @@ def small_file_system(injection: Injection) -> None:
         subprocess.run(["umount", "--lazy", str(output)], check=True)
 
 
-@fault("output becomes read-only")
+def _refuse(injection: Injection, status: int, **more: Any) -> None:
+    disturb_disk(injection, "EROFS", **more)
+    injection.expect_end(status, saying=READ_ONLY)
+    name_operation(injection)
+    injection.check_kept()
+
+
+@fault("output becomes read-only, training")
 def read_only(injection: Injection) -> None:
     """From a random file operation on; writable again before the run goes on."""
-    name, status = injection.rng.choice([("training", 1), ("evaluation", 1), ("labelling", 2)])
-    disturb_disk(injection, name, "EROFS")
-    injection.moment = f"{name}, {injection.moment}"
-    injection.expect_end(status, saying=READ_ONLY)
-    injection.check_kept()
-    injection.finish()
+    _refuse(injection, 1, share=0.5)
 
 
-@fault("output read-only from the start")
+@fault("output becomes read-only, --eval-only", run="evaluation")
+def read_only_evaluation(injection: Injection) -> None:
+    """The same for an evaluation."""
+    _refuse(injection, 1)
+
+
+@fault("output becomes read-only, label command", run="labelling")
+def read_only_labelling(injection: Injection) -> None:
+    """The same for labels."""
+    _refuse(injection, 2)
+
+
+@fault("output read-only from the start", run="own")
 def read_only_from_the_start(injection: Injection) -> None:
     """Found before work begins."""
-    name, status = injection.rng.choice([("training", 1), ("evaluation", 1), ("labelling", 2)])
-    injection.moment = name
-    disturb_disk(injection, name, "EROFS", operation=1)
-    injection.expect_end(status, saying=READ_ONLY)
-    if injection.run.trace.exists() and " begins" in injection.run.trace.read_text():
+    injection.name, status = injection.rng.choice([("training", 1), ("evaluation", 1), ("labelling", 2)])
+    _refuse(injection, status, operation=1)
+    injection.moment = injection.name
+    if any(words[-1] == "begins" for words in injection.events()):
         injection.problems.append("work had begun")
     injection.finish()
 
@@ -106,20 +122,19 @@ def _spoil(injection: Injection) -> tuple[Path, bytes]:
 @fault("a picture vanishes or changes, training that allows none")
 def picture_lost(injection: Injection) -> None:
     """The run stops and names it; with the picture back it ends as if nothing had been."""
-    injection.begin("training", INPUT__MAX_UNREADABLE=0, DATALOADER__NUM_WORKERS=injection.rng.choice([0, 1]))
-    injection.await_step(last=ITERATIONS - 5)
+    injection.begin(INPUT__MAX_UNREADABLE=0, DATALOADER__NUM_WORKERS=injection.rng.choice([0, 1]))
+    injection.await_step(before=6)
     path, content = _spoil(injection)
     injection.expect_end(1, saying=path.name)
     path.write_bytes(content)
     injection.check_kept()
-    injection.finish()
 
 
-@fault("a picture vanishes or changes, training that allows some")
+@fault("a picture vanishes or changes, training that allows some", run="own")
 def picture_skipped(injection: Injection) -> None:
     """The run names it and goes on with others to its end."""
-    injection.begin("training", DATASETS__TEST="()", INPUT__MAX_UNREADABLE=1)
-    injection.await_step(last=ITERATIONS - 5)
+    injection.begin(DATASETS__TEST="()", INPUT__MAX_UNREADABLE=1)
+    injection.await_step(before=6)
     path, _ = _spoil(injection)
     injection.expect_end(0)
     said = injection.started.said()
@@ -128,10 +143,10 @@ def picture_skipped(injection: Injection) -> None:
     injection.check_results(is_equal=False)
 
 
-@fault("a picture vanishes or changes, --eval-only")
+@fault("a picture vanishes or changes, --eval-only", run="evaluation")
 def picture_lost_to_evaluation(injection: Injection) -> None:
     """A figure over fewer pictures would be false: it stops, and goes on with the picture back."""
-    injection.begin("evaluation")
+    injection.begin()
     injection.await_event("prediction", "begins")
     path = injection.run.pictures / "3.png"
     content = path.read_bytes()
@@ -140,13 +155,13 @@ def picture_lost_to_evaluation(injection: Injection) -> None:
     injection.expect_end(1, saying=path.name)
     path.write_bytes(content)
     injection.check_kept()
-    injection.finish()
 
 
-@fault("a picture vanishes or changes, label command")
+@fault("a picture vanishes or changes, label command", run="own")
 def picture_lost_to_labelling(injection: Injection) -> None:
     """It is skipped, counted and named."""
-    injection.begin("labelling")
+    injection.name = "labelling"
+    injection.begin()
     injection.await_event("batch", "begins")
     path = injection.run.pictures / "3.png"
     path.unlink()
@@ -170,23 +185,21 @@ def _worker_of(started: Started) -> int:
 @fault("a data worker dies")
 def worker_dies(injection: Injection) -> None:
     """The run stops and says so."""
-    injection.begin("training", DATALOADER__NUM_WORKERS=2)
-    injection.await_step(last=ITERATIONS - 4)
+    injection.begin(DATALOADER__NUM_WORKERS=2)
+    injection.await_step(before=5)
     os.kill(_worker_of(injection.started), signal.SIGKILL)
     injection.expect_end(1, saying="a data worker died")
     injection.check_kept()
-    injection.finish()
 
 
 @fault("a data worker hangs")
 def worker_hangs(injection: Injection) -> None:
     """The run stops within its time limit and says so."""
-    injection.begin("training", DATALOADER__NUM_WORKERS=1, DATALOADER__TIMEOUT_S=10)
-    injection.await_step(last=1)
+    injection.begin(DATALOADER__NUM_WORKERS=1, DATALOADER__TIMEOUT_S=10)
+    injection.await_step(before=6)
     os.kill(_worker_of(injection.started), signal.SIGSTOP)
     injection.expect_end(1, saying="DATALOADER.TIMEOUT_S = 10 seconds: one hangs", seconds=120)
     injection.check_kept()
-    injection.finish()
 
 
 def _begin_two(injection: Injection) -> list[Started]:
@@ -198,8 +211,8 @@ def _begin_two(injection: Injection) -> list[Started]:
         port = found.getsockname()[1]
     group = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     both = [injection.data.start(injection.run, None, **group, RANK=rank, LOCAL_RANK=rank) for rank in (0, 1)]
-    injection.started = both[0]
-    injection.await_step(first=PERIOD, last=ITERATIONS - 4)
+    injection.seen, injection.kept, injection.started = 0, PERIOD, both[0]
+    injection.await_step(before=5)
     return both
 
 
@@ -217,31 +230,24 @@ def _lose_one(injection: Injection, signum: int) -> None:
     injection.finish(is_equal=False)  # one process goes on alone: sums over two round otherwise
 
 
-@fault("one of two processes is killed")
+@fault("one of two processes is killed", run="own")
 def peer_dies(injection: Injection) -> None:
     """The other ends at once and says why."""
     _lose_one(injection, signal.SIGKILL)
 
 
-@fault("one of two processes hangs")
+@fault("one of two processes hangs", run="own")
 def peer_hangs(injection: Injection) -> None:
     """The other ends after its time limit and says why."""
     _lose_one(injection, signal.SIGSTOP)
 
 
-@fault("the clock is set")
+@fault("the clock is set, then kill -9")
 def clock(injection: Injection) -> None:
-    """By hours or decades, forward or back, during a run that is then killed or not."""
+    """By a second, an hour or decades, forward or back, within a run that is killed some steps later."""
     by = injection.rng.choice([-1, 1]) * injection.rng.choice([1, 3600, 20 * 365 * 86400])
-    step = injection.rng.randint(1, ITERATIONS - 1)
-    injection.begin("training", {"clock": {"by": by, "step": step}})
-    if injection.rng.random() < 0.5:
-        injection.await_step()
-        injection.kill()
-        injection.check_kept()
-        injection.moment = f"{by} s at step {step}, kill -9 {injection.moment}"
-        injection.finish()
-    else:
-        injection.moment = f"{by} s at step {step}"
-        injection.expect_end(0)
-        injection.check_results()
+    injection.begin({"clock": {"by": by, "step": steps_kept(injection.run) if injection.run else 0}})
+    injection.await_step()
+    injection.kill()
+    injection.moment = f"{by} s, then {injection.moment}"
+    injection.check_kept()

@@ -35,11 +35,12 @@ class Started:
 
     Attributes:
         pid: of the process, and of its group.
-        log: all that it says.
+        log: what it says is at its end, from byte ``offset`` on.
     """
 
-    def __init__(self, server: Server, pid: int, log: Path) -> None:
+    def __init__(self, server: Server, pid: int, log: Path, offset: int) -> None:
         self._server, self.pid, self.log = server, pid, log
+        self.offset = offset
         self.status: int | None = None
 
     def send(self, signum: int, *, to_group: bool = False) -> None:
@@ -62,7 +63,7 @@ class Started:
 
     def said(self) -> str:
         """All that it has said so far."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_bytes()[self.offset :].decode(errors="replace")
 
 
 class Server:
@@ -95,11 +96,12 @@ class Server:
         self, module: str, folder: Path, words: list[Any], log: Path, fault: dict[str, Any], **environment: Any
     ) -> Started:
         """Start ``train_net`` or ``s2uniseg_d2.pseudo_masks`` in a folder."""
+        offset = log.stat().st_size if log.exists() else 0
         pid = self.ask(
             do="start", module=module, folder=str(folder), words=[*map(str, words)], log=str(log), fault=fault,
             environment={name: str(value) for name, value in environment.items()},
         )  # fmt: skip
-        self.started.append(Started(self, pid, log))
+        self.started.append(Started(self, pid, log, offset))
         return self.started[-1]
 
 

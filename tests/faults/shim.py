@@ -40,11 +40,15 @@ class Disk:
         error: name of the errno that an operation raises, or "kill" for SIGKILL in its middle; "" only counts.
         operation: number of the one that fails, from 1 on; with an errno all later ones fail too. 0 is none.
         after_bytes: that fit; negative is no limit.
+        part: of the names of files that count.
     """
 
-    def __init__(self, folder: str, trace: Trace, error: str = "", operation: int = 0, after_bytes: int = -1) -> None:
+    def __init__(
+        self, folder: str, trace: Trace, error: str = "", operation: int = 0, after_bytes: int = -1, part: str = ""
+    ) -> None:
         self.folder, self.trace, self.error = os.path.abspath(folder), trace, error
         self.operation, self.room = operation, after_bytes
+        self.part = part
         self.count = self.bytes = 0
         self._open = io.open
 
@@ -67,7 +71,7 @@ class Disk:
         """Whether a file counts."""
         if not isinstance(path, (str, os.PathLike)):
             return False
-        return f"{os.path.abspath(path)}/".startswith(f"{self.folder}/")
+        return f"{os.path.abspath(path)}/".startswith(f"{self.folder}/") and self.part in os.path.basename(path)
 
     def step(self, kind: str, path: Any) -> bool:
         """Count one operation; says whether it is the one that a kill comes in."""
@@ -85,6 +89,7 @@ class Disk:
 
     def fail(self, path: Any) -> None:
         """Raise as the system would."""
+        self.trace.note("failed")
         number = getattr(errno, self.error)
         raise OSError(number, os.strerror(number), str(path))
 

@@ -3,8 +3,9 @@
 * `python -m tests.faults.soak --injections 200 --seed 0 --output output/faults`
 * `python -m tests.faults.soak --only "disk full" --injections 5 --output output/faults`
 
-`OUTPUT/faults.json` holds every injection, `OUTPUT/faults.md` the table, and each that was not survived keeps its
-folder, with the log of its runs. The faults take turns; the moment of each comes from the seed and its number alone.
+`OUTPUT/faults.json` holds every injection, `OUTPUT/faults.md` the table; a run that did not survive keeps its folder
+with its log. The faults take turns, and some in a row disturb the same run, which goes on after each. The moment of
+each is drawn by the seed and its number.
 """
 
 from __future__ import annotations
@@ -29,32 +30,67 @@ from tests.faults.runs import Data
 from tests.faults.server import Server
 
 
-def inject(data: Data, folder: Path, name: str, seed: int, number: int) -> dict[str, Any]:
-    """One fault and what came of it; the folder stays if it was not survived."""
-    injection = Injection(data, folder, random.Random(f"{seed} {number}"))
+def plan(names: Sequence[str], injections: int, length: int) -> list[list[tuple[int, str]]]:
+    """Which faults disturb one run together: those of its kind, in turn, up to ``length`` of them, each numbered."""
+    groups: list[list[tuple[int, str]]] = []
+    waiting: dict[str, list[tuple[int, str]]] = {}
+    for number in range(injections):
+        name = names[number % len(names)]
+        kind = FAULTS[name].run
+        if kind == "own":
+            groups.append([(number, name)])
+            continue
+        waiting.setdefault(kind, []).append((number, name))
+        if len(waiting[kind]) == length:
+            groups.append(waiting.pop(kind))
+    return [*groups, *waiting.values()]
+
+
+def inject(data: Data, folder: Path, group: Sequence[tuple[int, str]], seed: int) -> list[dict[str, Any]]:
+    """Disturb one run by some faults and let it end; the folder stays if not all was well."""
+    own = FAULTS[group[0][1]].run
+    injection = Injection(data, folder, name="training" if own == "own" else own)
+    found = []
+    for number, name in group:
+        start, is_missed = time.monotonic(), False
+        injection.rng, injection.problems = random.Random(f"{seed} {number}"), []
+        injection.lost, injection.moment = None, ""
+        try:
+            FAULTS[name].disturb(injection)
+        except MissedError as missed:
+            is_missed, injection.problems = True, [*injection.problems, f"missed: {missed}"]
+        except Exception as error:  # noqa: BLE001 a check that breaks is a fault that was not survived
+            injection.problems.append(f"{type(error).__name__}: {error}")
+        each = {"number": number, "fault": name, "moment": injection.moment, "missed": is_missed}
+        each |= {"problems": injection.problems, "lost": injection.lost, "seconds": time.monotonic() - start}
+        found.append(each)
+    injection.problems = []
     start = time.monotonic()
-    is_missed = False
     try:
-        FAULTS[name](injection)
-    except MissedError as missed:
-        is_missed, injection.problems = True, [f"missed: {missed}"]
-    except Exception as error:  # noqa: BLE001 a check that breaks is a fault that was not survived
+        if own != "own":
+            injection.finish()
+    except Exception as error:  # noqa: BLE001 likewise
         injection.problems.append(f"{type(error).__name__}: {error}")
-    if not injection.problems:
+    for each in found:
+        each["problems"] += injection.problems  # nobody can tell which of the faults it was
+        each["seconds"] = round(each["seconds"] + (time.monotonic() - start) / len(found), 1)
+    if not any(each["problems"] for each in found if not each["missed"]) and not injection.problems:
         shutil.rmtree(folder, ignore_errors=True)
-    return {
-        "number": number,
-        "fault": name,
-        "moment": injection.moment,
-        "missed": is_missed,
-        "problems": injection.problems,
-        "lost": injection.lost,
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    return found
 
 
-def soak(folder: Path, names: Sequence[str], injections: int, seed: int, jobs: int) -> list[dict[str, Any]]:
-    """Inject the faults in turn, several at a time."""
+def _say(found: Sequence[dict[str, Any]]) -> None:
+    for each in found:
+        state = "missed" if each["missed"] else "survived" if not each["problems"] else "NOT SURVIVED"
+        sys.stderr.write(f"{each['number']} {each['fault']}, {each['moment']}: {state} in {each['seconds']} s\n")
+        for problem in each["problems"]:
+            sys.stderr.write(f"    {problem}\n")
+
+
+def soak(
+    folder: Path, names: Sequence[str], injections: int, seed: int, jobs: int, length: int = 4
+) -> list[dict[str, Any]]:
+    """Inject the faults in turn, up to ``length`` into one run, several runs at a time."""
     with contextlib.ExitStack() as stack:
         servers: SimpleQueue[Server] = SimpleQueue()
         first = stack.enter_context(Server())
@@ -63,21 +99,18 @@ def soak(folder: Path, names: Sequence[str], injections: int, seed: int, jobs: i
         for _ in range(jobs - 1):
             servers.put(stack.enter_context(Server()))
 
-        def work(number: int) -> dict[str, Any]:
+        def work(group: list[tuple[int, str]]) -> list[dict[str, Any]]:
             server = servers.get()
             try:
-                name = names[number % len(names)]
-                found = inject(data.served_by(server), folder / f"{number:04d}", name, seed, number)
+                found = inject(data.served_by(server), folder / f"{group[0][0]:04d}", group, seed)
             finally:
                 servers.put(server)
-            state = "missed" if found["missed"] else "survived" if not found["problems"] else "NOT SURVIVED"
-            sys.stderr.write(f"{number} {name}, {found['moment']}: {state} in {found['seconds']} s\n")
-            for problem in found["problems"]:
-                sys.stderr.write(f"    {problem}\n")
+            _say(found)
             return found
 
         with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(work, range(injections)))
+            found = [each for group in pool.map(work, plan(names, injections, length)) for each in group]
+    return sorted(found, key=lambda each: each["number"])
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
@@ -105,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1, help="injections at a time")
+    parser.add_argument("--faults-per-run", type=int, default=4, help="the most that disturb one run")
     parser.add_argument("--only", default="", help="faults whose names hold this")
     args = parser.parse_args(arguments)
     names = [name for name in FAULTS if args.only in name]
@@ -112,12 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--only must be a part of one of {', '.join(FAULTS)}, got {args.only!r}")
     args.output.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="runs_", dir=args.output))
-    found = soak(folder, names, args.injections, args.seed, args.jobs)
+    found = soak(folder, names, args.injections, args.seed, args.jobs, args.faults_per_run)
     (args.output / "faults.json").write_text(json.dumps(found, indent=1))
     (args.output / "faults.md").write_text(table(found))
     sys.stdout.write(table(found))
     shutil.rmtree(folder / "data")
-    if all(not each["problems"] for each in found):
+    if not any(each["problems"] for each in found if not each["missed"]):
         shutil.rmtree(folder)
         return 0
     return 1
