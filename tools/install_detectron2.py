@@ -198,11 +198,11 @@ def respell(files: dict[str, bytes]) -> Respelling:
     return Respelling(respelt, names, changed_files)
 
 
-def build_wheel(files: dict[str, bytes], folder: Path) -> Path:
+def build_wheel(files: dict[str, bytes], folder: Path, version: str = WHEEL_VERSION) -> Path:
     """The path of a ``detectron2`` wheel written into `folder`; the same files always give the same bytes."""
-    info = f"detectron2-{WHEEL_VERSION}.dist-info"
+    info = f"detectron2-{version}.dist-info"
     content = {f"detectron2/{path}": data for path, data in files.items()}
-    content[f"{info}/METADATA"] = _metadata().encode()
+    content[f"{info}/METADATA"] = _metadata(version).encode()
     content[f"{info}/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: install_detectron2\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
@@ -213,7 +213,7 @@ def build_wheel(files: dict[str, bytes], folder: Path) -> Path:
     content[f"{info}/RECORD"] = "".join([*record, f"{info}/RECORD,,\n"]).encode()
 
     folder.mkdir(parents=True, exist_ok=True)
-    wheel = folder / f"detectron2-{WHEEL_VERSION}-py3-none-any.whl"
+    wheel = folder / f"detectron2-{version}-py3-none-any.whl"
     # Stored, not deflated: compressed bytes differ from one zlib to the next. RECORD comes last, as PEP 427 asks.
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(content, key=lambda path: (path.endswith("/RECORD"), path)):
@@ -307,11 +307,11 @@ def _licence_terms() -> str:
     return terms + end
 
 
-def _metadata() -> str:
+def _metadata(version: str) -> str:
     fields = [
         "Metadata-Version: 2.1",
         "Name: detectron2",
-        f"Version: {WHEEL_VERSION}",
+        f"Version: {version}",
         "Summary: Detectron2's Python code, repacked without its compiled operators",
         "Home-page: https://github.com/facebookresearch/detectron2",
         "Author: FAIR",
