@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --timeout 900
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo evidence test test-fast lint format types check soak bench clean clean-all same-python
+.PHONY: help setup demo evidence test test-fast lint format types check soak bench matrix clean clean-all same-python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ soak: $(STAMP) ## inject 200 faults into the real commands, write output/faults 
 
 bench: $(STAMP) ## run the benchmarks
 	@set -e; for file in tests/benchmarks/bm_*.py; do echo "== $$file"; $(PY) $$file $(ARGS); done
+
+matrix: ## run the tests with the oldest and newest versions on each Python (hours; ARGS="--list" names the cells)
+	@$(PYTHON) tools/compatibility_matrix.py $(ARGS)
 
 clean: ## remove caches and build files; output/ and .venv stay
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ import pytest
 import setuptools
 import torch
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 import s2uniseg_d2
 from s2uniseg_d2 import _detectron2
@@ -45,8 +46,8 @@ def checkout(repository, tmp_path):
     return tmp_path
 
 
-def read_pins(repository: Path) -> list[Requirement]:
-    lines = (repository / "requirements.txt").read_text().splitlines()
+def read_pins(repository: Path, name: str = "requirements.txt") -> list[Requirement]:
+    lines = (repository / name).read_text().splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
@@ -141,6 +142,25 @@ class TestRequirements:
         for pin in pins:
             (specifier,) = pin.specifier
             assert pin.name.lower() not in bounds or bounds[pin.name.lower()].contains(specifier.version), pin
+
+    def test_the_oldest_pins_are_the_lower_bounds(self, repository, monkeypatch):
+        oldest: dict[str, list[Version]] = {}
+        for pin in read_pins(repository, "requirements-oldest.txt"):
+            (specifier,) = pin.specifier
+            assert specifier.operator == "=="
+            oldest.setdefault(pin.name.lower(), []).append(Version(specifier.version))
+        for bound in map(Requirement, read_setup(repository, monkeypatch)["install_requires"]):
+            lower = [Version(part.version) for part in bound.specifier if part.operator == ">="]
+            assert lower == [min(oldest[bound.name.lower()])], bound
+
+    @pytest.mark.parametrize("python", PYTHONS)
+    def test_the_oldest_are_pinned_once_for_every_python(self, repository, python):
+        environment = {"python_version": python, "python_full_version": f"{python}.0"}
+        pins = read_pins(repository, "requirements-oldest.txt")
+        names = [pin.name.lower() for pin in pins if pin.marker is None or pin.marker.evaluate(environment)]
+        assert len(names) == len(set(names))
+        assert set(names) == {pin.name.lower() for pin in pins}
+        assert set(names) <= {pin.name.lower() for pin in read_pins(repository)}
 
 
 class TestSetup:

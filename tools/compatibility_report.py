@@ -16,10 +16,10 @@ INTRODUCTION = """\
 bounds of `setup.py`. `make matrix` sets each up from the package registry on each supported Python and runs the test
 suite on the CPU; `make matrix ARGS="--report"` writes this document from the results.
 
-A cell ending in `-detectron2` had another Detectron2, named in its row, in its environment before the set-up, which left
-every file of it alone. Where an oldest release has no wheel for a newer Python, the first that has takes its place.
-Warnings are errors in the tests, whatever the versions, but for the exceptions in `pyproject.toml`, each with its reason.
-Seconds are of the test run and depend on what else the machine did: they tell no version's speed.
+A cell ending in `-detectron2` had another Detectron2, named in its row, in its environment before the set-up, which
+left every file of it alone. Where an oldest release has no wheel for a newer Python, the first that has takes its
+place. Warnings are errors in the tests, whatever the versions, but for the exceptions in `pyproject.toml`, each with a
+reason. Seconds are of the test run and depend on what else the machine did: they tell no version's speed.
 """
 
 
