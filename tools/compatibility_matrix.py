@@ -132,13 +132,14 @@ def read_report(path: Path) -> dict[str, Any]:
 class CellRun:
     """One cell being set up and tested below `work`; every command's output goes to its log."""
 
-    def __init__(self, cell: Cell, python: str, work: Path, log: Path) -> None:
+    def __init__(self, cell: Cell, python: str, work: Path, log: Path, uv: bool = False) -> None:
         self.cell = cell
         self.python = python
         self.folder = work / cell.name
         self.source = self.folder / "source"
         self.own_python = str(self.folder / "venv" / "bin" / "python")
         self.log = log
+        self.uv = uv
 
     def call(self, *command: str, step: str, check: bool = True) -> str:
         """What the command printed.
@@ -181,7 +182,10 @@ class CellRun:
         wanted.write_text(pins, encoding="utf-8")
         self.call(self.python, "-m", "venv", str(self.folder / "venv"), step="venv")
         pip = (self.own_python, "-m", "pip", "install")
-        self.call(*pip, "--use-pep517", "-r", str(wanted), step="requirements")
+        if self.uv:
+            self.call("uv", "pip", "install", "--python", self.own_python, "-r", str(wanted), step="requirements")
+        else:
+            self.call(*pip, "--use-pep517", "-r", str(wanted), step="requirements")
         if self.cell.detectron2 == "earlier":
             self._install_earlier_detectron2(pip)
         self.call(self.own_python, "tools/install_detectron2.py", "--cache", str(self._cache), step="Detectron2")
@@ -251,7 +255,7 @@ def run_cell(cell: Cell, args: argparse.Namespace, python: str | None, commit: s
         }
     log = args.output / f"{cell.name}.log"
     log.unlink(missing_ok=True)
-    run = CellRun(cell, python, args.work, log)
+    run = CellRun(cell, python, args.work, log, args.uv)
     start = time.monotonic()
     try:
         run.clone()
@@ -303,6 +307,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--select", default="all", help="all, fast or words for pytest (default %(default)s)")
     parser.add_argument("--python", action="append", default=[], metavar="3.X=PATH", help="an interpreter; repeatable")
     parser.add_argument("--jobs", type=int, default=1, help="test processes (default %(default)s)")
+    parser.add_argument("--uv", action="store_true", help="requirements by uv, whose cache is linked, not copied")
     parser.add_argument("--again", action="store_true", help="repeat cells that are done")
     parser.add_argument("--keep", action="store_true", help="keep the environments (about 6 GB each)")
     parser.add_argument("--report", action="store_true", help="run nothing, write the document from the results")

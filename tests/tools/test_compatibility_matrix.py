@@ -148,6 +148,8 @@ class TestMain:
         assert rows["newest-3.11"].endswith("| passed |")
         assert rows["newest-3.13"].endswith("| not run: no python3.13 with venv on PATH, and none named by --python |")
         assert not list((tmp_path / "work").iterdir()), "environments must go"
+        steps["oldest-3.10"] = self.outcome()
+        assert matrix.main([*arguments, "--only", "oldest-3.10"]) == 0, "a set-up that failed is tried again"
 
     def test_passes_if_all_pass_and_repeats_nothing(self, matrix, steps, arguments):
         steps["newest-3.11"] = self.outcome()
