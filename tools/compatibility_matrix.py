@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from compatibility_report import format_table, write_document
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-SELECTIONS = {"all": [], "fast": ["-m", "not slow"]}
+SELECTIONS = {"all": "", "fast": "-m 'not slow'"}  # words for pytest
 EARLIER_DETECTRON2 = "0.6+installed.earlier"
 STATED = ("torch", "torchvision", "timm", "numpy", "scipy", "opencv-python-headless", "pycocotools", "detectron2")
 
@@ -262,7 +263,7 @@ def run_cell(cell: Cell, args: argparse.Namespace, python: str | None, commit: s
         run.set_up()
         result["versions_found"] = run.read_versions()
         result["setup_seconds"] = round(time.monotonic() - start)
-        result |= run.test(SELECTIONS.get(args.select, args.select.split()), args.jobs)
+        result |= run.test(shlex.split(SELECTIONS.get(args.select, args.select)), args.jobs)
         result["state"] = "failed" if result["failed"] else "passed"
     except (SetUpError, install_detectron2.InstallationError, OSError, subprocess.SubprocessError) as error:
         result |= {"state": "set-up failed", "reason": str(error)}

@@ -112,8 +112,10 @@ class TestMain:
     def steps(self, matrix, monkeypatch):
         """Cells that are set up and tested by word alone: `steps` holds what each cell's test run came to."""
         outcomes = {}
+        selections = outcomes["selections"] = []
 
         def test(run, selection, jobs):
+            selections.append(selection)
             outcome = outcomes[run.cell.name]
             if isinstance(outcome, Exception):
                 raise outcome
@@ -160,6 +162,8 @@ class TestMain:
         assert matrix.main([*asked, "--again"]) == 1
         steps["newest-3.11"] = self.outcome()
         assert matrix.main([*asked, "--select", "fast"]) == 0
+        assert matrix.main([*asked, "--select", "tests/core -k 'a or b'"]) == 0
+        assert steps["selections"] == [[], [], ["-m", "not slow"], ["tests/core", "-k", "a or b"]]
 
     def test_another_commit_is_tested_anew(self, matrix, steps, arguments, monkeypatch, tmp_path):
         steps["newest-3.11"] = self.outcome(1)
