@@ -163,23 +163,29 @@ class CellRun:
 
     def clone(self) -> None:
         """A clone of the last commit, beside the COCO sample that some tests look for."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        shutil.rmtree(self.source, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(self.source)], check=True)
         sample = REPOSITORY.parent / "shared"
-        if sample.is_dir():
-            (self.folder / "shared").symlink_to(sample)
+        link = self.folder / "shared"
+        if sample.is_dir() and not link.is_symlink():
+            link.symlink_to(sample)
 
     def set_up(self) -> None:
-        """The environment, in the steps of `make setup`.
+        """The environment, in the steps of `make setup`; one that was kept with the same requirements is used again.
 
         Raises:
             SetUpError: a step failed, or an installed Detectron2 was not left alone.
         """
         wanted = self.folder / "requirements.txt"
+        stamp = self.folder / "set-up-done"
         pins = (self.source / "requirements.txt").read_text(encoding="utf-8")
         if self.cell.versions == "oldest":
             pins = merge_requirements(pins, (self.source / "requirements-oldest.txt").read_text(encoding="utf-8"))
+        if stamp.is_file() and stamp.read_text(encoding="utf-8") == pins:
+            return
+        stamp.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "venv", ignore_errors=True)
         wanted.write_text(pins, encoding="utf-8")
         self.call(self.python, "-m", "venv", str(self.folder / "venv"), step="venv")
         pip = (self.own_python, "-m", "pip", "install")
@@ -191,6 +197,7 @@ class CellRun:
             self._install_earlier_detectron2(pip)
         self.call(self.own_python, "tools/install_detectron2.py", "--cache", str(self._cache), step="Detectron2")
         self.call(*pip, "--no-deps", "--no-build-isolation", "-e", ".", step="this package")
+        stamp.write_text(pins, encoding="utf-8")
 
     @property
     def _cache(self) -> Path:
@@ -310,7 +317,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="test processes (default %(default)s)")
     parser.add_argument("--uv", action="store_true", help="requirements by uv, whose cache is linked, not copied")
     parser.add_argument("--again", action="store_true", help="repeat cells that are done")
-    parser.add_argument("--keep", action="store_true", help="keep the environments (about 6 GB each)")
+    parser.add_argument("--keep", action="store_true", help="keep the environments (about 6 GB each) for the next call")
     parser.add_argument("--report", action="store_true", help="run nothing, write the document from the results")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "output" / "matrix", help="results and logs")
     parser.add_argument("--work", type=Path, default=REPOSITORY / ".cache" / "matrix", help="environments")
