@@ -25,9 +25,10 @@ setup(
     packages=find_packages(include=["s2uniseg_d2", "s2uniseg_d2.*"]),
     package_data={"s2uniseg_d2.gallery": ["page.html", "page.css", "page.js"]},
     python_requires=">=3.10",
-    # Loose bounds for environments that exist: the lower ones are the pins of requirements-oldest.txt, which the tests pass
-    # with, as they do with those of requirements.txt (docs/compatibility.md). Detectron2 itself is on no registry
-    # (tools/install_detectron2.py installs it), but what it needs is listed here.
+    # Loose bounds for environments that exist. The lower ones are the pins of requirements-oldest.txt, with which the
+    # tests are run as with those of requirements.txt (docs/compatibility.md). Detectron2 itself is on no registry
+    # (tools/install_detectron2.py installs it), but what it needs is listed here. hydra-core before 1.3 and omegaconf
+    # before 2.2 cannot be imported on Python 3.12, tensorboard before 2.18 asks for names that NumPy 2 took away.
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
