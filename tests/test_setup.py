@@ -233,7 +233,7 @@ class TestRequireDetectron2:
             "u.find_spec = lambda name, *rest: None if name == 'detectron2' else find(name, *rest)\n"
         )
         result = subprocess.run(
-            [sys.executable, "train_net.py", "--help"],
+            [sys.executable, "train_net.py", "--config-file", "configs/tiny_photos.yaml"],
             cwd=repository,
             env={**os.environ, "PYTHONPATH": str(tmp_path)},
             capture_output=True,
