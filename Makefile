@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --timeout 900
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo evidence test test-fast lint format types check soak bench matrix clean clean-all same-python
+.PHONY: help setup demo evidence test test-fast lint format types docs check soak bench matrix clean clean-all same-python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,7 +47,11 @@ format: $(STAMP) ## rewrite the code in the project's style (ruff)
 types: $(STAMP) ## check types (mypy, strict in s2uniseg_d2/core)
 	@$(PY) -m mypy
 
-check: lint types test ## lint + types + test, what continuous integration runs
+docs: $(STAMP) ## build the documentation site in build/docs (warnings are errors)
+	@OMP_NUM_THREADS=1 $(PY) -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "build/docs/index.html"
+
+check: lint types docs test ## lint + types + docs + test, what continuous integration runs
 
 soak: $(STAMP) ## inject 200 faults into the real commands, write output/faults (half an hour on two free cores)
 	@OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak --injections 200 --seed 0 --jobs $(JOBS) --output output/faults $(ARGS)
