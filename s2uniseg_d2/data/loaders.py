@@ -26,6 +26,7 @@ from .center_crop import CenterCrop
 from .datasets import load_train_records, resolve_dataset
 from .mapper import InferenceMapper, MultiViewMapper
 from .offline_labels import check_offline_records
+from .workers import set_up_workers
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
         # and a resumed run's first step would see other random numbers than a straight run's
         generator=torch.Generator(),
     )
-    return _limit_waiting(loader, cfg)
+    return set_up_workers(loader, cfg)
 
 
 def build_test_loader(
@@ -169,14 +170,7 @@ def build_test_loader(
         sampler=None if indices is None else list(indices),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    return _limit_waiting(loader, cfg)
-
-
-def _limit_waiting(loader: DataLoader, cfg: CfgNode) -> DataLoader:
-    """The loader with an error in place of waiting for a worker that hangs; without workers nothing waits."""
-    if loader.num_workers:
-        loader.timeout = cfg.DATALOADER.TIMEOUT_S
-    return loader
+    return set_up_workers(loader, cfg)
 
 
 def load_test_records(name: str) -> list[dict[str, Any]]:

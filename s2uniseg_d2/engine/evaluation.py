@@ -30,6 +30,7 @@ from s2uniseg_d2.evaluation.build import (
     require_truth,
 )
 from s2uniseg_d2.evaluation.published import check_protocol
+from s2uniseg_d2.evaluation.whole_files import remove_partials
 
 from .comparison import picture_name
 from .evaluation_cases import draw_cases
@@ -97,6 +98,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, resume: bool = False) -> Ordered
     weights = weights_record(cfg, model)
     digests = {f"pictures of {name}": data_digest(listed, _truth_files(name)) for name, listed in records.items()}
     identity = {**settings_of(cfg), "weights": weights["sha256"], **digests}
+    if comm.is_main_process():
+        remove_partials(Path(cfg.OUTPUT_DIR))
     parts = EvaluationParts(Path(cfg.OUTPUT_DIR) / PARTS, identity, cfg.EVALUATION.PART_PICTURES)
     parts.open(resume=resume)
     mappings = _fit_elsewhere(cfg, model, records, parts)

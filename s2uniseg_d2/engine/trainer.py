@@ -21,6 +21,7 @@ from s2uniseg_d2.data import build_test_loader, build_train_loader, resolve_data
 from s2uniseg_d2.data.center_crop import CenterCrop
 from s2uniseg_d2.evaluation import build_evaluator, format_results
 from s2uniseg_d2.evaluation.build import choose_tasks, crop_for, evaluator_settings
+from s2uniseg_d2.evaluation.whole_files import remove_partials
 from s2uniseg_d2.modeling.compilation import compile_student
 
 from .checkpoint import SafeCheckpointer
@@ -166,6 +167,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:
         """Evaluate on every data set of ``DATASETS.TEST``, draw the first pictures of each and log one table."""
+        if comm.is_main_process():
+            remove_partials(Path(cfg.OUTPUT_DIR) / "inference")
         results: OrderedDict[str, Any] = super().test(cfg, model, evaluators)
         cls.draw_first_pictures(cfg, model)
         if comm.is_main_process() and results:

@@ -104,9 +104,9 @@ class Injection:
             if status := self.started.wait(0.01):
                 raise RuntimeError(f"status {status} before the fault: {self.started.said()[-2000:]}")
             if status == 0 or time.monotonic() > limit:
-                raise MissedError(f"{' '.join(wanted)} never came: {self.started.said()[-2000:]}")
+                raise MissedError(f"{' '.join(wanted)} never came")
 
-    def await_step(self, *, span: int = 3, before: int = 2) -> int:
+    def await_step(self, *, span: int = 2, before: int = 2) -> int:
         """Wait for a random step of the next few, some steps before the last, and up to as long as a step takes."""
         last = min(self.kept + span, ITERATIONS - before)
         if last < self.kept:

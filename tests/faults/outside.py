@@ -186,7 +186,7 @@ def _worker_of(started: Started) -> int:
 def worker_dies(injection: Injection) -> None:
     """The run stops and says so."""
     injection.begin(DATALOADER__NUM_WORKERS=2)
-    injection.await_step(before=5)
+    injection.await_step(before=3)
     os.kill(_worker_of(injection.started), signal.SIGKILL)
     injection.expect_end(1, saying="a data worker died")
     injection.check_kept()
@@ -196,7 +196,7 @@ def worker_dies(injection: Injection) -> None:
 def worker_hangs(injection: Injection) -> None:
     """The run stops within its time limit and says so."""
     injection.begin(DATALOADER__NUM_WORKERS=1, DATALOADER__TIMEOUT_S=10)
-    injection.await_step(before=6)
+    injection.await_step(before=5)
     os.kill(_worker_of(injection.started), signal.SIGSTOP)
     injection.expect_end(1, saying="DATALOADER.TIMEOUT_S = 10 seconds: one hangs", seconds=120)
     injection.check_kept()

@@ -88,9 +88,13 @@ def _say(found: Sequence[dict[str, Any]]) -> None:
 
 
 def soak(
-    folder: Path, names: Sequence[str], injections: int, seed: int, jobs: int, length: int = 4
+    folder: Path, names: Sequence[str], injections: int, seed: int, jobs: int, length: int = 3, minutes: float = 0
 ) -> list[dict[str, Any]]:
-    """Inject the faults in turn, up to ``length`` into one run, several runs at a time."""
+    """Inject the faults in turn, up to ``length`` into one run, several runs at a time.
+
+    After so many ``minutes``, if they are not 0, no further run begins.
+    """
+    end = time.monotonic() + 60 * minutes
     with contextlib.ExitStack() as stack:
         servers: SimpleQueue[Server] = SimpleQueue()
         first = stack.enter_context(Server())
@@ -102,6 +106,8 @@ def soak(
         def work(group: list[tuple[int, str]]) -> list[dict[str, Any]]:
             server = servers.get()
             try:
+                if minutes and time.monotonic() > end:
+                    return []
                 found = inject(data.served_by(server), folder / f"{group[0][0]:04d}", group, seed)
             finally:
                 servers.put(server)
@@ -138,7 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1, help="injections at a time")
-    parser.add_argument("--faults-per-run", type=int, default=4, help="the most that disturb one run")
+    parser.add_argument("--faults-per-run", type=int, default=3, help="the most that disturb one run")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="after which no further run begins (default: no limit)"
+    )
     parser.add_argument("--only", default="", help="faults whose names hold this")
     args = parser.parse_args(arguments)
     names = [name for name in FAULTS if args.only in name]
@@ -146,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--only must be a part of one of {', '.join(FAULTS)}, got {args.only!r}")
     args.output.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="runs_", dir=args.output))
-    found = soak(folder, names, args.injections, args.seed, args.jobs, args.faults_per_run)
+    found = soak(folder, names, args.injections, args.seed, args.jobs, args.faults_per_run, args.minutes)
     (args.output / "faults.json").write_text(json.dumps(found, indent=1))
     (args.output / "faults.md").write_text(table(found))
     sys.stdout.write(table(found))

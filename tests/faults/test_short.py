@@ -1,0 +1,20 @@
+"""Every fault once; `make soak` injects each many times."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.soak import FAULTS, soak
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+SEED = 0
+
+
+def test_every_fault_is_survived(tmp_path):
+    found = soak(tmp_path, list(FAULTS), len(FAULTS), SEED, 1)
+    wrong = [f"{each['fault']}, {each['moment']}: {each['problems']}" for each in found if each["problems"]]
+    missed = [each for each in found if each["missed"]]
+    assert not [each for each in found if each["problems"] and not each["missed"]], "\n".join(wrong)
+    # a machine may forbid mounting, and may be too slow for a moment, but not for many
+    assert len(missed) <= 3, "\n".join(wrong)
