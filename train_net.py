@@ -17,6 +17,7 @@ import warnings
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from s2uniseg_d2._detectron2 import require_detectron2
+from s2uniseg_d2.exit_status import ERROR, HELP, INTERRUPTED
 
 NAME = "train_net.py"
 EPILOG = """\
@@ -32,9 +33,10 @@ examples:
     python train_net.py --config-file configs/s2uniseg_in1k.yaml --num-gpus 8
     torchrun --nproc-per-node 8 train_net.py --config-file configs/s2uniseg_in1k.yaml
 
-exit status: 0 done, 1 an error (one sentence on stderr says which), 2 wrong arguments, 130 after Ctrl-C, 143 after
-SIGTERM, 138 after SIGUSR1. Results go to OUTPUT_DIR. Every key is explained in s2uniseg_d2/config.py, training in
-docs/training.md, one's own pictures from start to finish in docs/own-pictures.md.
+A training run that SIGUSR1 stops, as SLURM sends it, gives 138.
+Results go to OUTPUT_DIR. Every key is explained in s2uniseg_d2/config.py, training in docs/training.md, one's own
+pictures from start to finish in docs/own-pictures.md.
+
 """
 
 
@@ -48,17 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
         from s2uniseg_d2.engine.command import execute
     except ImportError as error:
         sys.stderr.write(f"{NAME}: {' '.join(str(error).split())}\n")
-        return 1
+        return ERROR
     except KeyboardInterrupt:
         sys.stderr.write(f"{NAME}: interrupted before anything was done\n")
-        return 130
+        return INTERRUPTED
     return execute(args, NAME)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Detectron2's usual arguments, without the time that importing it takes, and --dry-run."""
     parser = argparse.ArgumentParser(
-        prog=NAME, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=NAME, description=__doc__, epilog=EPILOG + HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="the recipe or protocol, a YAML file")
     what = parser.add_argument_group("what to do (default: train)")

@@ -28,6 +28,8 @@ from pycocotools import mask as mask_util
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from scene_paint import STUFF, THINGS, paint_thing, value_noise
 
+from s2uniseg_d2.exit_status import HELP, run_main
+
 FORMAT_VERSION = 1  # of the scenes that given arguments produce
 MARKER = "scenes.json"
 MIN_VISIBLE = 80  # pixels of a 256 x 256 scene; a thing of which less is visible is left out of the scene
@@ -240,8 +242,12 @@ def _is_there(output: Path, request: dict[str, Any], *, overwrite: bool) -> bool
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, check, write; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write, with train/ and val/ in it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="folder to write, with train/ and val/ in it"
+    )
     parser.add_argument("--train", type=int, default=400, metavar="N", help="training scenes (default %(default)s)")
     parser.add_argument("--val", type=int, default=80, metavar="N", help="held-out scenes (default %(default)s)")
     parser.add_argument("--size", type=int, default=256, metavar="PX", help="side of a scene (default %(default)s)")
@@ -270,4 +276,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "make_scenes.py"))

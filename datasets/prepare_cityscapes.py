@@ -42,6 +42,7 @@ from preparing import (
 
 from s2uniseg_d2.data.benchmarks import BENCHMARKS, cityscapes_categories
 from s2uniseg_d2.data.class_tables import CityscapesLabel, cityscapes_labels
+from s2uniseg_d2.exit_status import run_main
 
 PAGE = "https://www.cityscapes-dataset.com/downloads/"
 NUM_PICTURES = 500  # https://www.cityscapes-dataset.com/dataset-overview: 2975 train, 500 val, 1525 test
@@ -152,4 +153,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "prepare_cityscapes.py", "the same words go on"))

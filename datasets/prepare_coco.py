@@ -37,6 +37,7 @@ from s2uniseg_d2.data.class_tables import panoptic95_category_of
 from s2uniseg_d2.data.coco_json import check_coco_json, check_files
 from s2uniseg_d2.data.panoptic_json import read_panoptic_json
 from s2uniseg_d2.evaluation.png_maps import read_ids
+from s2uniseg_d2.exit_status import run_main
 
 PAGE = "https://cocodataset.org/#download"
 NUM_PICTURES = 5000  # "5K val images", https://cocodataset.org/#download
@@ -117,4 +118,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "prepare_coco.py", "the same words go on"))

@@ -39,6 +39,7 @@ from s2uniseg_d2.data.benchmarks import BENCHMARKS
 from s2uniseg_d2.data.class_tables import COCOSTUFF27_CLASSES, COCOSTUFF27_IGNORE, cocostuff27_lookup
 from s2uniseg_d2.data.coco_json import check_files
 from s2uniseg_d2.data.picture_folder import list_pictures
+from s2uniseg_d2.exit_status import run_main
 
 PICTURES_PAGE = "https://cocodataset.org/#download"
 MAPS_PAGE = "https://github.com/nightrome/cocostuff#downloads"
@@ -129,4 +130,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "prepare_cocostuff27.py", "the same words go on"))

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from preparing import Source, check_count, make_parser, picture_size, require, run_targets, spread, write_list
 
 from s2uniseg_d2.data.picture_folder import list_pictures
+from s2uniseg_d2.exit_status import run_main
 
 PAGE = "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php"
 NUM_PICTURES, NUM_CLASSES = 1_281_167, 1000  # https://image-net.org/challenges/LSVRC/2012/
@@ -61,9 +62,9 @@ TARGETS = {"train": prepare}
 def main(arguments: list[str] | None = None) -> int:
     """Parse and list; returns the exit status."""
     parser = make_parser(__doc__, [*TARGETS])
-    parser.add_argument("--folder", type=Path, help="of the pictures (default: ROOT/imagenet/train)")
+    parser.add_argument("--folder", type=Path, metavar="FOLDER", help="of the pictures (default: ROOT/imagenet/train)")
     return run_targets("prepare_imagenet.py", TARGETS, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "prepare_imagenet.py", "the same words go on"))

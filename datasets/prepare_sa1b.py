@@ -31,6 +31,7 @@ from preparing import Source, make_parser, picture_size, require, run_targets, s
 
 from s2uniseg_d2.data.coco_json import read_json
 from s2uniseg_d2.data.picture_folder import list_pictures
+from s2uniseg_d2.exit_status import run_main
 
 PAGE = "https://ai.meta.com/datasets/segment-anything-downloads/"
 SUBSETS = {"0.4M": 400_000, "1.2M": 1_200_000, "2M": 2_000_000}
@@ -95,9 +96,13 @@ TARGETS = {label: partial(prepare, label=label, count=count) for label, count in
 def main(arguments: list[str] | None = None) -> int:
     """Parse and list; returns the exit status."""
     parser = make_parser(__doc__, [*TARGETS])
-    parser.add_argument("--folder", type=Path, help="of the pictures, in any depth (default: ROOT/sa1b/images)")
+    parser.add_argument(
+        "--folder", type=Path, metavar="FOLDER", help="of the pictures, in any depth (default: ROOT/sa1b/images)"
+    )
     parser.add_argument("--count", type=int, metavar="N", help="one subset of N pictures, in place of the targets")
-    parser.add_argument("--choice", choices=("first", "random"), default="first", help="(default %(default)s)")
+    parser.add_argument(
+        "--choice", choices=("first", "random"), default="first", help="of the pictures (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random choice (default %(default)s)")
     args = parser.parse_args(arguments)
     if args.seed < 0:
@@ -111,4 +116,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "prepare_sa1b.py", "the same words go on"))

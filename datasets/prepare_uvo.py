@@ -36,6 +36,7 @@ from s2uniseg_d2.data.benchmarks import (
     uvo_categories,
 )
 from s2uniseg_d2.data.coco_json import check_coco_content, read_json
+from s2uniseg_d2.exit_status import run_main
 
 PAGE = "https://sites.google.com/view/unidentified-video-object/dataset"
 CUTLER_PAGE = "https://github.com/facebookresearch/CutLER/blob/main/datasets/README.md"
@@ -183,9 +184,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser(__doc__, [*TARGETS])
     parser.add_argument("--sparse-json", type=Path, metavar="FILE", help="in place of CutLER's")
     parser.add_argument("--dense-json", type=Path, metavar="FILE", help="in place of UVO's below the root")
-    parser.add_argument("--other", nargs="+", choices=DENSE, default=[*DENSE], help="treatments of 'other'")
+    parser.add_argument(
+        "--other", nargs="+", choices=DENSE, default=[*DENSE], help="treatments of 'other' (default: all)"
+    )
     return run_targets("prepare_uvo.py", TARGETS, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "prepare_uvo.py", "the same words go on"))

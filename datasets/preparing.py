@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from s2uniseg_d2.data.benchmarks import default_root
 from s2uniseg_d2.data.coco_json import check_files
 from s2uniseg_d2.evaluation.whole_files import replacing
+from s2uniseg_d2.exit_status import DONE, ERROR, HELP
 
 SAMPLE = 5  # how many pictures are opened to compare their sizes
 SECONDS_BETWEEN_LINES = 5
@@ -44,11 +45,12 @@ class Source(NamedTuple):
 def make_parser(description: str | None, targets: Sequence[str]) -> argparse.ArgumentParser:
     """Return a parser with what all tools have: ``--root``, ``--partial`` and, where there are several, the targets."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
         "--root",
         type=Path,
+        metavar="FOLDER",
         default=default_root(),
         help="folder of all data sets (default: DETECTRON2_DATASETS, else datasets; now %(default)s)",
     )
@@ -71,15 +73,15 @@ def run_targets(tool: str, targets: Mapping[str, Work], args: argparse.Namespace
     """Make each chosen target, say what became of it, and go on after one that fails.
 
     Returns:
-        The exit status: 0, or 2 when a target could not be made; the reason is then on stderr, one line each.
+        The exit status: 0, or 1 when a target could not be made; the reason is then on stderr, one line each.
     """
-    status = 0
+    status = DONE
     for name in getattr(args, "targets", None) or targets:
         try:
             print(f"{name}: {targets[name](args)}", flush=True)
         except (ValueError, OSError) as error:
             sys.stderr.write(f"{tool}: {name}: {error}\n")
-            status = 2
+            status = ERROR
     return status
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from s2uniseg_d2._detectron2 import require_detectron2
+from s2uniseg_d2.exit_status import ERROR, HELP, INTERRUPTED, UsageError, status_of
 
 if TYPE_CHECKING:
     from s2uniseg_d2.gallery.run import Outcome
@@ -34,11 +35,11 @@ TASKS = ("instance", "semantic", "panoptic")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise UsageError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, check, segment; returns the exit status: 0, 2 after an error, 130 after Ctrl-C."""
+    """Parse, check, segment; returns the exit status (:mod:`s2uniseg_d2.exit_status`)."""
     logging.basicConfig(format="%(message)s")
     # fvcore 0.1.5 was written for older torch, and a reader of this command can do nothing about it
     warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
@@ -47,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_detectron2()
         outcome = _segment(arguments)
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
-        return _fail(error)
+        return _fail(error, status_of(error))
     except KeyboardInterrupt:
-        return _fail("interrupted before the first picture", status=130)
+        return _fail("interrupted before the first picture", INTERRUPTED)
     return _report(outcome, arguments)
 
 
@@ -85,7 +86,7 @@ def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"skipped: {more} more, see {arguments.output / 'skipped.txt'}\n")
     if not outcome.pictures:
         if outcome.is_interrupted:
-            return _fail("interrupted before the first picture was done", status=130)
+            return _fail("interrupted before the first picture was done", INTERRUPTED)
         return _fail(f"none of the {len(outcome.skipped)} pictures could be read")
     speed = outcome.pictures / outcome.seconds
     sys.stdout.write(
@@ -97,7 +98,7 @@ def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     page = arguments.output / "index.html"
     sys.stdout.write(f"{_emphasise(str(page))}: open it in a browser; the files lie beside it\n")
     if outcome.is_interrupted:
-        return _fail("interrupted; what was done by then is written", status=130)
+        return _fail("interrupted; what was done by then is written", INTERRUPTED)
     return 0
 
 
@@ -106,14 +107,17 @@ def _emphasise(text: str) -> str:
     return f"\033[1m{text}\033[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 
 
-def _fail(reason: object, status: int = 2) -> int:
+def _fail(reason: object, status: int = ERROR) -> int:
     sys.stderr.write(f"{NAME}: {' '.join(str(reason).split())}\n")
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m s2uniseg_d2.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m s2uniseg_d2.demo",
+        description=__doc__,
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from s2uniseg_d2._detectron2 import require_detectron2
+from s2uniseg_d2.exit_status import ERROR, HELP, INTERRUPTED, UsageError, status_of
 
 if TYPE_CHECKING:
     from s2uniseg_d2.labeling.maker import PseudoMaskMaker
@@ -36,32 +37,32 @@ SHOWN = 5  # unreadable pictures that are named at the end
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise UsageError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, check, label or merge; returns the exit status: 0, 2 after an error, 130 after Ctrl-C."""
+    """Parse, check, label or merge; returns the exit status (:mod:`s2uniseg_d2.exit_status`)."""
     logging.basicConfig(format="%(message)s")
     # fvcore 0.1.5 was written for older torch, and a reader of this command can do nothing about it
     warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
     try:
         arguments = _parser().parse_args(argv)
         if not (arguments.evaluate or arguments.output):
-            raise ValueError("--output must name the COCO file to write")
+            raise UsageError("--output must name the COCO file to write")
         require_detectron2()
         if arguments.evaluate:
             return _evaluate(arguments)
         outcome = _merge(arguments) if arguments.merge else _label(arguments)
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
-        return _fail(error)
+        return _fail(error, status_of(error))
     except KeyboardInterrupt:
-        return _fail("interrupted; labelling goes on after its last full batch when called the same way", status=130)
+        return _fail("interrupted; labelling goes on after its last full batch when called the same way", INTERRUPTED)
     return _report(outcome, arguments)
 
 
 def _label(arguments: argparse.Namespace) -> Outcome:
     if not arguments.input:
-        raise ValueError("--input must name the pictures (or --merge the shards of a run)")
+        raise UsageError("--input must name the pictures (or --merge the shards of a run)")
     from s2uniseg_d2.labeling.records import Selection
     from s2uniseg_d2.labeling.run import RunOptions, label_pictures
     from s2uniseg_d2.labeling.sources import find_pictures
@@ -98,7 +99,7 @@ def _make(arguments: argparse.Namespace) -> PseudoMaskMaker:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.input or arguments.merge:
-        raise ValueError("--evaluate stands alone: it takes neither --input nor --merge")
+        raise UsageError("--evaluate stands alone: it takes neither --input nor --merge")
     from s2uniseg_d2.config import load_config
     from s2uniseg_d2.labeling.table1 import evaluate_labels, format_table1
 
@@ -115,7 +116,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _merge(arguments: argparse.Namespace) -> Outcome:
     if arguments.input:
-        raise ValueError("--merge and --input exclude each other: first label, then merge")
+        raise UsageError("--merge and --input exclude each other: first label, then merge")
     from s2uniseg_d2.labeling.merge import merge_shards
 
     return merge_shards(arguments.merge, arguments.output, overwrite=arguments.overwrite)
@@ -134,14 +135,14 @@ def _taus(text: str | None) -> list[str]:
             raise ValueError("not finite")
     except ValueError as error:
         known = ", ".join([*presets, "or numbers such as 0.8,0.6,0.4"])
-        raise ValueError(f"--taus must be {known}, got {text!r}") from error
+        raise UsageError(f"--taus must be {known}, got {text!r}") from error
     return ["MODEL.UNIAP.TAUS", str(tuple(numbers))]
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal()):
-        raise ValueError(f"--shard must be I/N with 1 <= I <= N, such as 1/4, got {text!r}")
+        raise UsageError(f"--shard must be I/N with 1 <= I <= N, such as 1/4, got {text!r}")
     return int(part), int(parts)
 
 
@@ -160,13 +161,18 @@ def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fail(reason: object, status: int = 2) -> int:
+def _fail(reason: object, status: int = ERROR) -> int:
     sys.stderr.write(f"{NAME}: {' '.join(str(reason).split())}\n")
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=NAME, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog=f"python -m s2uniseg_d2.{NAME}",
+        description=__doc__,
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--input", nargs="+", default=[], metavar="PATH", help="files, folders, globs, or .txt lists of files")
     add("--output", type=Path, metavar="FILE.json", help="the COCO file to write; with --evaluate a folder, if any")
@@ -180,7 +186,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=8, metavar="N", help="pictures labelled and recorded at a time (default: 8)")
     add("--upscale", default="nearest", help="masks to pixels: nearest (default), bilinear or edges")
     add("--taus", help="UniAP's thresholds: the name of a preset, or numbers such as 0.8,0.6,0.4")
-    add("--kinds", nargs="+", default=["instance", "semantic"], choices=["instance", "semantic"], help="default: both")
+    add(
+        "--kinds",
+        nargs="+",
+        default=["instance", "semantic"],
+        choices=["instance", "semantic"],
+        help="of masks (default: both)",
+    )
     add("--min-score", type=float, default=0.0, help="leave out masks with lower scores (default: 0)")
     add("--max-masks", type=int, default=0, metavar="N", help="best masks kept per picture and kind (default: all)")
     add("--embeddings", nargs="?", const="float16", default="", metavar="TYPE", help="side file, float16 or float32")

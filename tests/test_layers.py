@@ -15,7 +15,18 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = "s2uniseg_d2"
 FOREIGN_TO_CORE = ("detectron2", "fvcore", "iopath", "yacs")
-ADAPTERS = ("data", "demo", "engine", "evaluation", "gallery", "labeling", "modeling", "pseudo_masks", "segmenter")
+ADAPTERS = (
+    "data",
+    "demo",
+    "engine",
+    "evaluation",
+    "gallery",
+    "labeling",
+    "modeling",
+    "own_pictures",
+    "pseudo_masks",
+    "segmenter",
+)
 CORE_PARTS = ("decoder", "labelers", "losses", "trunks")
 MOST_LINES = 400
 

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from s2uniseg_d2.exit_status import HELP, run_main
+
 # as train_net.py, before PyTorch starts its threads
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -24,14 +26,18 @@ PLAIN = ["MODEL.INFERENCE.SPLIT_INSTANCES", "False", "MODEL.INFERENCE.DUPLICATE_
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate what is missing; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="of the run; the figures go to evaluation.json there"
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoints", nargs="+", required=True, help="names of files in the folder")
-    parser.add_argument("--plain", nargs="*", default=[], help="those to evaluate with whole masks and duplicates too")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the recipe")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe that the run was trained with")
+    parser.add_argument(
+        "--folder", type=Path, required=True, metavar="RUN", help="of the run; the figures go to evaluation.json there"
+    )
+    parser.add_argument("--checkpoints", nargs="+", required=True, metavar="NAME", help="names of files in the folder")
+    parser.add_argument(
+        "--plain", nargs="*", default=[], metavar="NAME", help="those to evaluate with whole masks and duplicates too"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes of the recipe, last")
     args = parser.parse_args(arguments)
     path = args.folder / "evaluation.json"
     figures: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
@@ -74,4 +80,4 @@ def evaluate(config: str, overrides: list[str], folder: Path, checkpoint: str, p
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "evaluate_checkpoints.py", "the same words go on"))

@@ -240,9 +240,19 @@ def install(python: str, wheel: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Install Detectron2 unless it is there; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target-python", default=sys.executable, help="the Python to install into (default: this)")
-    parser.add_argument("--cache", type=Path, default=REPOSITORY / ".cache", help="folder that keeps the wheels")
-    parser.add_argument("--source-wheel", type=Path, help=f"the wheel of {DISTRIBUTION}, if it was downloaded already")
+    parser.add_argument(
+        "--target-python", default=sys.executable, metavar="PYTHON", help="the Python to install into (default: this)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=REPOSITORY / ".cache",
+        metavar="FOLDER",
+        help="that keeps the wheels (default: .cache)",
+    )
+    parser.add_argument(
+        "--source-wheel", type=Path, metavar="FILE", help=f"the wheel of {DISTRIBUTION}, if it was downloaded already"
+    )
     args = parser.parse_args(arguments)
     try:
         _provide(args.target_python, args.cache, args.source_wheel)

@@ -1,5 +1,11 @@
 #!/usr/bin/env python
-"""The main job from end to end: scenes, training without labels, evaluation, one table, one panel of pictures."""
+"""The main job from end to end: scenes, training without labels, evaluation, one table, one panel of pictures.
+
+* `make demo`, or `python tools/run_demo.py`
+* another recipe: `python tools/run_demo.py --config configs/tiny_scenes.yaml --output output/tiny`
+
+A run that is done is not repeated; one that was stopped goes on.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from s2uniseg_d2.config import load_config
+from s2uniseg_d2.exit_status import HELP, run_main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = "configs/evidence.yaml"
@@ -30,14 +37,17 @@ ROWS = [
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("output/demo"))
-    parser.add_argument("--config", default=CONFIG, help="the recipe (default %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training run each")
-    parser.add_argument("--train", type=int, default=400, help="generated scenes to learn from")
-    parser.add_argument("--val", type=int, default=48, help="held-out scenes")
-    parser.add_argument("--size", type=int, default=256, help="side of a scene in pixels")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the recipe")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("output/demo"), metavar="FOLDER", help="of all results (%(default)s)")
+    add("--config", default=CONFIG, metavar="FILE", help="the recipe (default: %(default)s)")
+    add("--seeds", type=int, nargs="+", default=[0], metavar="S", help="one training run each (default: 0)")
+    add("--train", type=int, default=400, metavar="N", help="generated scenes to learn from (default: %(default)s)")
+    add("--val", type=int, default=48, metavar="N", help="held-out scenes (default: %(default)s)")
+    add("--size", type=int, default=256, metavar="PX", help="side of a scene (default: %(default)s)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes of the recipe, last")
     args = parser.parse_args(arguments)
     start = time.perf_counter()
     output = args.output.resolve()
@@ -173,4 +183,10 @@ def _cell(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        run_main(
+            main,
+            "run_demo.py",
+            "a run that is done is not repeated and one that was stopped goes on: the same words again",
+        )
+    )

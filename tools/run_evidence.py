@@ -29,6 +29,7 @@ from evidence_report import RunRecord, write_document
 from run_demo import REPOSITORY, run_command
 
 from s2uniseg_d2.config import load_config
+from s2uniseg_d2.exit_status import HELP, run_main
 
 CONFIG = "configs/evidence.yaml"
 GROUPS = ("main", "ablation", "table3", "scaling")
@@ -105,17 +106,23 @@ def plan(train_scenes: int = TRAIN_SCENES, seeds: Sequence[int] = SEEDS) -> list
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the plan, then write the document; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/evidence"))
-    parser.add_argument("--document", type=Path, default=Path("docs/evidence.md"))
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the main setting")
-    parser.add_argument("--train", type=int, default=TRAIN_SCENES, help="scenes of a main run (default %(default)s)")
-    parser.add_argument("--val", type=int, default=VAL_SCENES, help="held-out scenes (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/evidence"), metavar="FOLDER", help="of all runs")
+    parser.add_argument("--document", type=Path, default=Path("docs/evidence.md"), metavar="FILE", help="to write")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time, one thread each (default: 2)")
+    parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS), help="groups of runs (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="S", help="of the main setting")
+    parser.add_argument(
+        "--train", type=int, default=TRAIN_SCENES, metavar="N", help="scenes of a main run (default %(default)s)"
+    )
+    parser.add_argument(
+        "--val", type=int, default=VAL_SCENES, metavar="N", help="held-out scenes (default %(default)s)"
+    )
     parser.add_argument("--finished", action="store_true", help="write up the runs that are done, train nothing")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the recipe")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes of the recipe, last")
     args = parser.parse_args(arguments)
     if args.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {args.jobs}")
@@ -260,4 +267,10 @@ def _git(*words: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        run_main(
+            main,
+            "run_evidence.py",
+            "a run that is done is not repeated and one that was stopped goes on: the same words again",
+        )
+    )

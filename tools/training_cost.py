@@ -36,6 +36,7 @@ from torch.utils.flop_counter import flop_registry
 
 import s2uniseg_d2.modeling  # noqa: F401  (registers)
 from s2uniseg_d2.config import load_config
+from s2uniseg_d2.exit_status import HELP, run_main
 
 HALF, FULL = "half", "float32"
 
@@ -121,13 +122,22 @@ def gpu_hours(picture: Mapping[str, Mapping[str, int]], pictures: int, gpu: GPU,
 
 def main(arguments: list[str] | None = None) -> int:
     """Count, calculate, print; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="configs/s2uniseg_in1k.yaml")
-    parser.add_argument(
-        "--utilisation", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="assumed shares of the peak"
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, help="write the counts there as well")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the recipe")
+    parser.add_argument(
+        "--config-file", default="configs/s2uniseg_in1k.yaml", metavar="FILE", help="the recipe (%(default)s)"
+    )
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        nargs="+",
+        default=[0.05, 0.1, 0.2],
+        metavar="SHARE",
+        help="assumed shares of the peak (default: 0.05 0.1 0.2)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts there as well")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes of the recipe, last")
     args = parser.parse_args(arguments)
     if not all(0 < share <= 1 for share in args.utilisation):
         parser.error(f"--utilisation must lie in (0, 1], got {args.utilisation}")
@@ -165,4 +175,4 @@ def report(picture: Mapping[str, Mapping[str, int]], cfg: CfgNode, utilisation: 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "training_cost.py"))

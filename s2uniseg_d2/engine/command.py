@@ -9,10 +9,12 @@ from pathlib import Path
 
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from s2uniseg_d2.exit_status import ERROR, INTERRUPTED
+
 from .dry_run import dry_run
 from .processes import start
 from .run import prepare, run
-from .stopping import INTERRUPTED, SIGNALS, Terminated, how_to_go_on
+from .stopping import SIGNALS, Terminated, how_to_go_on
 
 
 def execute(args: argparse.Namespace, name: str = "train_net.py") -> int:
@@ -23,7 +25,7 @@ def execute(args: argparse.Namespace, name: str = "train_net.py") -> int:
         name: of the command, before that sentence.
 
     Returns:
-        The exit status: 0; 1 after an error; 130 after Ctrl-C; 143 after SIGTERM; 138 after SIGUSR1.
+        The exit status (:mod:`s2uniseg_d2.exit_status`).
     """
     folder = None
     try:
@@ -60,7 +62,7 @@ def _what_is_kept(args: argparse.Namespace, folder: Path | None) -> str:
     return how_to_go_on(folder) if folder else "--resume goes on from what was kept"
 
 
-def fail(name: str, reason: object, status: int = 1) -> int:
+def fail(name: str, reason: object, status: int = ERROR) -> int:
     """Write one sentence to stderr; returns the status."""
     sys.stderr.write(f"{name}: {' '.join(str(reason).split())}\n")
     return status

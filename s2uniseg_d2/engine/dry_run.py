@@ -195,7 +195,8 @@ def _describe_trial(trial: Trial, plan: Plan, batch: int) -> list[str]:
     ]
     worked = trial.busy / sum(trial.seconds)
     if cfg.MODEL.DEVICE == "cpu" and worked < 0.7:
-        lines.append(f"        this process had {worked:.0%} of a core: other work slows it, alone it would be faster")
+        alone = trial.busy / timed
+        lines.append(f"        of that {alone:.3g} s at work: other work slows this process, alone it would be faster")
     return [*lines, f"memory  {memory.describe(gib)}"]
 
 

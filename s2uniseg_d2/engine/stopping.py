@@ -21,7 +21,6 @@ from .checkpoint_files import resume_candidates
 # SIGTERM, and the warning that SLURM's --signal=USR1@SECONDS sends before a time limit; the exit status is 128 more,
 # what shells give to a process that a signal ended
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-INTERRUPTED = 128 + signal.SIGINT
 
 
 class Terminated(SystemExit):

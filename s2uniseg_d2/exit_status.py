@@ -1,0 +1,42 @@
+"""The exit statuses of all commands, and how they end on Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+DONE = 0
+ERROR = 1  # one sentence on stderr says what went wrong
+WRONG_ARGUMENTS = 2
+INTERRUPTED = 130  # what shells give to a process that Ctrl-C (SIGINT, 2) ended: 128 + 2
+TERMINATED = 143  # by SIGTERM, 15
+
+# the end of every --help
+HELP = (
+    "exit status: 0 done, 1 an error (one sentence on stderr says which), 2 wrong arguments, 130 after Ctrl-C,\n"
+    "143 after SIGTERM"
+)
+
+
+class UsageError(ValueError):
+    """Words of a command line that make no sense together."""
+
+
+def status_of(error: BaseException) -> int:
+    """2 for wrong arguments, 1 for any other error."""
+    return WRONG_ARGUMENTS if isinstance(error, UsageError) else ERROR
+
+
+def run_main(main: Callable[[], int], name: str, advice: str = "the same words begin anew") -> int:
+    """Call a command's ``main``; Ctrl-C ends it with a sentence in place of a traceback.
+
+    Args:
+        main: gives an exit status.
+        name: of the command.
+        advice: what to do after Ctrl-C.
+    """
+    try:
+        return main()
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: interrupted; {advice}\n")
+        return INTERRUPTED
