@@ -144,7 +144,7 @@ def test_faults_of_instances(run, instances, root, files, change, match):
     change(content)
     files.truth(path, content)
     status, said, errors = run("prepare_coco", "agnostic")
-    assert (status, said) == (2, "")
+    assert (status, said) == (1, "")
     assert match in errors
     assert not (root / ANNOTATIONS / "instances_val2017_agnostic.json").exists()
 
@@ -164,5 +164,5 @@ def test_faults_of_panoptic_truth(run, panoptic, root, files, change, match):
     change(panoptic)
     files.truth(root / ANNOTATIONS / "panoptic_val2017.json", panoptic)
     status, said, errors = run("prepare_coco", "panoptic")
-    assert (status, said) == (2, "")
+    assert (status, said) == (1, "")
     assert match in errors
