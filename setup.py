@@ -23,7 +23,16 @@ setup(
     author="The S2-UniSeg D2 authors",
     license="Apache-2.0",
     packages=find_packages(include=["s2uniseg_d2", "s2uniseg_d2.*"]),
-    package_data={"s2uniseg_d2.gallery": ["page.html", "page.css", "page.js"]},
+    package_data={"s2uniseg_d2": ["py.typed"], "s2uniseg_d2.gallery": ["page.html", "page.css", "page.js"]},
+    # What lies beside the package in a checkout stays out of the wheel; MANIFEST.in says what a source archive holds.
+    include_package_data=False,
+    license_files=["LICENSE"],
+    entry_points={
+        "console_scripts": [
+            "s2uniseg-demo = s2uniseg_d2.demo:main",
+            "s2uniseg-pseudo-masks = s2uniseg_d2.pseudo_masks:main",
+        ]
+    },
     python_requires=">=3.10",
     # Loose bounds for environments that exist. The lower ones are the pins of requirements-oldest.txt, with which the
     # tests are run as with those of requirements.txt (docs/compatibility.md). Detectron2 itself is on no registry
@@ -67,5 +76,6 @@ setup(
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )
