@@ -73,7 +73,7 @@ def test_a_folder_becomes_weights_and_a_gallery(finished, pictures):
 
 
 def test_what_is_trained_is_not_trained_again(finished, pictures, monkeypatch, capsys):
-    words, output, _ = finished
+    words = finished[0]
     monkeypatch.setattr(command, "execute", lambda *_: pytest.fail("it trained"))
     drawn = []
     monkeypatch.setattr(demo, "main", lambda words: drawn.append(words) or 0)
@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_and_a_new_one_begins(pictures, recipe, tmp_path, 
 
 
 def test_another_run_is_not_mixed_in(finished, pictures, tmp_path, capsys):
-    words, output, _ = finished
+    words = finished[0]
     assert call(*words, "--iterations", 9) == 1
     assert "holds a run with other words (changes)" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
