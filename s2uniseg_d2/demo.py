@@ -79,6 +79,8 @@ def _segment(arguments: argparse.Namespace) -> Outcome:
 
 
 def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
+    from termcolor import colored  # plain in files and pipes, and with NO_COLOR
+
     for _, reason in outcome.skipped[:SHOWN]:
         sys.stderr.write(f"skipped: {reason}\n")
     if len(outcome.skipped) > SHOWN:
@@ -95,16 +97,11 @@ def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     )
     if not outcome.masks:
         sys.stderr.write("no mask reached the score threshold: a smaller --score-threshold shows more\n")
-    page = arguments.output / "index.html"
-    sys.stdout.write(f"{_emphasise(str(page))}: open it in a browser; the files lie beside it\n")
+    page = colored(str(arguments.output / "index.html"), attrs=["bold"])
+    sys.stdout.write(f"{page}: open it in a browser; the files lie beside it\n")
     if outcome.is_interrupted:
         return _fail("interrupted; what was done by then is written", INTERRUPTED)
     return 0
-
-
-def _emphasise(text: str) -> str:
-    """Bold on a terminal that has not asked for plain text, and nowhere else."""
-    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 
 
 def _fail(reason: object, status: int = ERROR) -> int:

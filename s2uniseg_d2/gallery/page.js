@@ -2,7 +2,7 @@
 const byId = id => document.getElementById(id);
 const meta = JSON.parse(byId("meta").textContent);
 const stages = [...document.querySelectorAll("article .stage")];
-const state = { kind: meta.kinds[0], grain: {}, score: meta.floor, tint: 45, lines: true };
+const state = { kind: meta.kinds[0], grain: {}, score: meta.floor, tint: 45, lines: true, own: false };
 // smallest share of the picture's area at each place of the granularity slider, for masks without levels
 const SHARES = [0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25];
 const levelsOf = kind => meta.levels[kind] || 0;
@@ -48,9 +48,11 @@ function runsOf(number, kind, k) {
   const own = part(number), cache = own.runs[kind] ||= [];
   return cache[k] ||= decodeRuns(own.masks[kind][k]);
 }
-function colourOf(cluster) {
-  const hex = meta.colours[cluster];
-  return [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16));
+function hexOf(masks, k) {
+  return state.own ? meta.own[k % meta.own.length] : meta.colours[masks.cluster[k]];
+}
+function colourOf(masks, k) {
+  return [1, 3, 5].map(i => parseInt(hexOf(masks, k).slice(i, i + 2), 16));
 }
 
 // --- painting: which mask is on top at every pixel, down the columns, then tint and outline ---
@@ -73,7 +75,7 @@ function paint(stage, number, order) {
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d"), image = context.createImageData(width, height), data = image.data;
-  const colours = new Map(order.map(k => [k, colourOf(masks.cluster[k])])), alpha = Math.round(state.tint * 2.55);
+  const colours = new Map(order.map(k => [k, colourOf(masks, k)])), alpha = Math.round(state.tint * 2.55);
   for (let x = 0; x < width; x++) {
     for (let y = 0; y < height; y++) {
       const i = x * height + y, k = map[i];
@@ -93,7 +95,7 @@ function describe(number, k) {
   if (masks.thing) words.push(masks.thing[k] ? "thing" : "stuff");
   if (masks.score) words.push("score " + masks.score[k].toFixed(2));
   if (levelsOf(kind)) words.push("level " + (masks.level[k] + 1));
-  words.push((100 * masks.share[k]).toFixed(1) + " %");
+  words.push((100 * masks.share[k]).toFixed(1) + "\u00a0%");
   return words.join(" · ");
 }
 
@@ -147,6 +149,7 @@ function update() {
   byId("tint").value = state.tint;
   byId("tint-text").value = state.tint + " %";
   byId("lines").checked = state.lines;
+  byId("own").checked = state.own;
   for (const radio of byId("kinds").querySelectorAll("input")) radio.checked = radio.value === state.kind;
   let shown = 0, all = 0;
   meta.pictures.forEach((picture, number) => {
@@ -159,7 +162,7 @@ function update() {
   byId("count").dataset.shown = shown;
   near.forEach(refresh);
   if (detail.open) fillDetail();
-  const words = new URLSearchParams({ kind: state.kind, grain, score: state.score, tint: state.tint, lines: +state.lines });
+  const words = new URLSearchParams({ kind: state.kind, grain, score: state.score, tint: state.tint, lines: +state.lines, own: +state.own });
   history.replaceState(null, "", "#" + words);
 }
 function readHash() {
@@ -174,6 +177,7 @@ function readHash() {
   state.score = number("score", meta.floor, 1, state.score);
   state.tint = number("tint", 0, 100, state.tint);
   state.lines = number("lines", 0, 1, +state.lines) > 0;
+  state.own = number("own", 0, 1, +state.own) > 0;
 }
 for (const kind of meta.kinds) {
   const label = document.createElement("label"), radio = document.createElement("input");
@@ -186,6 +190,7 @@ byId("grain").addEventListener("input", event => { state.grain[state.kind] = +ev
 byId("score").addEventListener("input", event => { state.score = +event.target.value; update(); });
 byId("tint").addEventListener("input", event => { state.tint = +event.target.value; update(); });
 byId("lines").addEventListener("change", event => { state.lines = event.target.checked; update(); });
+byId("own").addEventListener("change", event => { state.own = event.target.checked; update(); });
 byId("controls").addEventListener("submit", event => event.preventDefault());
 addEventListener("hashchange", () => { readHash(); update(); });
 
@@ -209,7 +214,7 @@ function fillDetail() {
   const items = [...order].sort((a, b) => scores[b] - scores[a]).map(k => {
     const item = document.createElement("li"), button = document.createElement("button"), chip = document.createElement("i");
     button.type = "button";
-    chip.style.background = meta.colours[masks.cluster[k]];
+    chip.style.background = hexOf(masks, k);
     button.append(chip, describe(current, k));
     for (const name of ["focus", "pointerenter"]) button.addEventListener(name, () => paint(bigStage, current, [k]));
     for (const name of ["blur", "pointerleave"]) button.addEventListener(name, whole);

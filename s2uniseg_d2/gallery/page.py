@@ -23,6 +23,7 @@ from s2uniseg_d2.segmenter import Segmentation
 
 LONGEST_PX = 640  # of a picture in the page
 JPEG_QUALITY = 82
+OWN_COLOURS = 60  # that masks take in turns where each is to have its own
 
 
 class Card(NamedTuple):
@@ -128,7 +129,6 @@ def write_page(path: Path, cards: Sequence[Card], facts: PageFacts) -> None:
     """
     kinds = list(cards[0].about["masks"])
     clusters = sorted({label for card in cards for kind in kinds for label in card.about["masks"][kind]["cluster"]})
-    colours = ["#" + bytes(colour).hex() for colour in palette(clusters)]
     levels = {
         kind: 1 + max((level for card in cards for level in card.about["masks"][kind].get("level", ())), default=-1)
         for kind in kinds
@@ -137,7 +137,8 @@ def write_page(path: Path, cards: Sequence[Card], facts: PageFacts) -> None:
         "kinds": kinds,
         "levels": levels,
         "floor": facts.floor,
-        "colours": dict(zip(clusters, colours, strict=True)),
+        "colours": dict(zip(clusters, _hex(clusters), strict=True)),
+        "own": _hex(range(OWN_COLOURS)),
         "pictures": [card.about for card in cards],
     }
     parts = (
@@ -178,6 +179,10 @@ def _skipped(skipped: Sequence[tuple[str, str]]) -> str:
         return ""
     items = "".join(f"<li>{html.escape(shown_name(reason))}</li>" for _, reason in skipped)
     return f'<section id="skipped"><h2>{len(skipped)} skipped</h2><ul>{items}</ul></section>'
+
+
+def _hex(labels: Sequence[int]) -> list[str]:
+    return ["#" + bytes(colour).hex() for colour in palette(labels)]
 
 
 def _data_uri(picture: Picture) -> str:
