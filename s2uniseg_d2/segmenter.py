@@ -124,6 +124,9 @@ class Segmenter:
             device = cfg.MODEL.DEVICE if cfg.MODEL.DEVICE == "cpu" or torch.cuda.is_available() else "cpu"
         cfg.MODEL.DEVICE = str(find_device(device))
         is_labeler = cfg.MODEL.INFERENCE.PREDICTOR == "uniap"
+        if is_labeler:
+            # the best hundred would be the coarse levels alone; the labeler has a limit of its own
+            cfg.TEST.DETECTIONS_PER_IMAGE = cfg.MODEL.UNIAP.MAX_MASKS
         if image_size is None:
             image_size = cfg.INPUT.GLOBAL_LONGEST_PX if is_labeler else cfg.INPUT.TEST_LONGEST_PX
         model, source = _load_model(cfg, path, str(weights))

@@ -106,6 +106,21 @@ def test_uniap_predicts_with_levels_from_a_vit_alone(path, tmp_path):
     assert torch.equal(instances.pred_classes, again(read_picture(path)).pred_classes)  # the random head is seeded
 
 
+def test_uniap_keeps_the_fine_levels_too(path):
+    words = tiny_words(MODEL__UNIAP__TAUS="(0.99,0.6)", MODEL__UNIAP__FEATURE_STRIDE=16, MODEL__UNIAP__MIN_TOKENS=1)
+    limited = [*words, "TEST.DETECTIONS_PER_IMAGE", "2"]
+    instances = Segmenter.from_pretrained("", predictor="uniap", overrides=limited)(read_picture(path))
+    assert {0, 1} <= set(instances.levels.tolist())
+    few = [*words, "MODEL.UNIAP.MAX_MASKS", "2"]
+    assert len(Segmenter.from_pretrained("", predictor="uniap", overrides=few)(read_picture(path))) == 2
+
+
+def test_a_picture_of_any_shape_is_segmented(segmenter):
+    for shape in ((1, 1, 3), (2, 300, 3), (300, 2, 3)):
+        found = segmenter.segment(np.zeros(shape, dtype=np.uint8))
+        assert found.semantic.shape == found.panoptic.shape == found.instances.image_size == shape[:2]
+
+
 def test_uniap_takes_the_teacher_of_a_checkpoint(weights, path, tmp_path):
     trained = Segmenter.from_pretrained(weights, predictor="uniap")
     state = torch.load(weights, weights_only=True)["model"]

@@ -2,7 +2,8 @@
 const byId = id => document.getElementById(id);
 const meta = JSON.parse(byId("meta").textContent);
 const stages = [...document.querySelectorAll("article .stage")];
-const state = { kind: meta.kinds[0], grain: {}, score: meta.floor, tint: 45, lines: true, own: false };
+const first = meta.kinds.find(kind => meta.pictures.some(picture => picture.masks[kind].cluster.length)) || meta.kinds[0];
+const state = { kind: first, grain: {}, score: meta.floor, tint: 45, lines: true, own: false };
 // smallest share of the picture's area at each place of the granularity slider, for masks without levels
 const SHARES = [0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25];
 const levelsOf = kind => meta.levels[kind] || 0;

@@ -105,6 +105,8 @@ class TestBrowser:
         # full tint and no lines: a mask's pixels have the colour of its cluster
         colours = self.painted(browse, page, tmp_path, "tint=100&lines=0")
         assert {1, 3} <= colours
+        # masks 0, 1 and 2 in colours of their own: none has that of number 3
+        assert self.painted(browse, page, tmp_path, "tint=100&lines=0&own=1") == {1}
         assert 3 not in self.painted(browse, page, tmp_path, "tint=100&lines=0&grain=9&kind=panoptic&score=0.7")
         # with the coarse level on top, cluster 1 hides the small mask of cluster 3 inside of it; the other one stays
         both = self.amount(browse, levelled, tmp_path, "tint=100&lines=0&grain=2")
