@@ -60,11 +60,17 @@ def draw_overlay(
 def stack_masks(masks: NDArray[np.bool_], order: Sequence[int] | None = None) -> NDArray[np.int64]:
     """The number of the uppermost mask at every pixel, ``(H, W)``, -1 where there is none."""
     if order is None:
-        order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable").tolist()
+        order = np.argsort(-mask_areas(masks), kind="stable").tolist()
     index = np.full(masks.shape[1:], -1, dtype=np.int64)
     for number in order:
         index[masks[number]] = number
     return index
+
+
+def mask_areas(masks: Masks) -> NDArray[np.int64]:
+    """The pixels of each of ``(n, H, W)`` bool masks; some tens of times sooner than a sum of bools."""
+    array = as_masks(masks)
+    return np.array([np.count_nonzero(mask) for mask in array], dtype=np.int64)
 
 
 def _outline(canvas: Picture, index: NDArray[np.int64], colours: Picture, line_px: int) -> Picture:

@@ -18,8 +18,8 @@ from s2uniseg_d2.evaluation.png_maps import write_ids, write_labels
 from s2uniseg_d2.evaluation.whole_files import replacing, write_json
 from s2uniseg_d2.segmenter import Segmentation
 
-from .overlay import draw_overlay
-from .page import KINDS, Card, PageFacts, make_card, shown_name, write_page
+from .overlay import draw_overlay, mask_areas
+from .page import KINDS, Card, PageFacts, count_clusters, make_card, shown_name, write_page
 
 NO_CLUSTER = 65535  # in a semantic PNG
 OVERLAY_QUALITY = 92
@@ -143,7 +143,7 @@ class ResultFiles:
 
     def _encode_instances(self, found: Segmentation, number: int) -> list[dict[str, Any]]:
         results = encode_instances(found.instances, number)
-        areas = found.instances.pred_masks.flatten(1).sum(dim=1).tolist()
+        areas = mask_areas(found.instances.pred_masks).tolist()
         levels = found.instances.levels.tolist() if found.instances.has("levels") else None
         for place, (result, area) in enumerate(zip(results, areas, strict=True)):
             result |= {"area": area, "iscrowd": 0}
@@ -184,8 +184,7 @@ def _segment_ids(found: Segmentation) -> torch.Tensor:
 def _drawn(kind: str, found: Segmentation) -> tuple[torch.Tensor, list[int], list[int] | None]:
     """Masks, clusters and order from bottom to top; None puts small masks above large ones."""
     if kind == "semantic":
-        labels = found.semantic.unique()
-        labels = labels[labels >= 0]
+        labels, _ = count_clusters(found.semantic)
         return found.semantic == labels[:, None, None], labels.tolist(), None
     if kind == "panoptic":
         masks = found.panoptic == _segment_ids(found)[:, None, None]
