@@ -79,7 +79,9 @@ def test_supervision_takes_the_instances(segmenter, path):
     assert (detections.confidence == instances.scores.numpy()).all()
 
 
-def test_a_great_picture_is_predicted_smaller_and_enlarged(segmenter, path, monkeypatch):
+def test_a_great_picture_is_predicted_smaller_and_enlarged(weights, path, monkeypatch):
+    words = ["MODEL.INFERENCE.OBJECT_THRESHOLD", "0.0", "MODEL.INFERENCE.OVERLAP_THRESHOLD", "0.0"]
+    segmenter = Segmenter.from_pretrained(weights, score_threshold=0, overrides=words)
     picture = read_picture(path)
     monkeypatch.setattr(module, "LARGEST_PX", 85)
     found = segmenter.segment(picture)
@@ -88,6 +90,7 @@ def test_a_great_picture_is_predicted_smaller_and_enlarged(segmenter, path, monk
     assert found.instances.image_size == (120, 170)
     whole = segmenter.segment(picture)
     assert 0.95 < (found.instances.pred_masks == whole.instances.pred_masks).float().mean() < 1
+    assert found.segments
     for segment in found.segments:
         assert segment["area"] == int((found.panoptic == segment["id"]).sum())
     for mask, box in zip(found.instances.pred_masks, found.instances.pred_boxes, strict=True):

@@ -239,5 +239,10 @@ addEventListener("keydown", event => {
 });
 addEventListener("keyup", event => { if (event.key === "h") document.body.classList.remove("bare"); });
 readHash();
+// what is in view at once, without waiting for the browser to say so
+for (const stage of stages) {
+  if (stage.parentElement.getBoundingClientRect().top > innerHeight) break;
+  near.add(stage);
+}
 update();
 document.body.dataset.ready = "yes";
