@@ -35,6 +35,12 @@ def execute(args: argparse.Namespace, name: str = "train_net.py") -> int:
         plan = prepare(args)
         folder = None if args.eval_only else Path(plan.cfg.OUTPUT_DIR)
         start(run, plan.processes, args, device=plan.cfg.MODEL.DEVICE, timeout_s=plan.cfg.PROCESSES.TIMEOUT_S)
+        weights = folder / "model_final.pth" if folder else None
+        if weights and weights.is_file():
+            sys.stdout.write(
+                f"{name}: done; the weights are {weights}; masks of any pictures: "
+                f"python -m s2uniseg_d2.demo --weights {weights} --input PICTURES --output MASKS\n"
+            )
     except (ValueError, FloatingPointError, OSError) as error:
         return fail(name, error)
     except ProcessRaisedException as error:

@@ -92,6 +92,13 @@ def test_a_run_leaves_its_files(trained):
     assert sum(name.startswith("pictures/coco-") for name in names) == 1
 
 
+def test_the_last_line_says_what_to_do_next(trained):
+    _, output, result = trained
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith(f"train_net.py: done; the weights are {output / 'model_final.pth'}; ")
+    assert f"python -m s2uniseg_d2.demo --weights {output / 'model_final.pth'} --input PICTURES" in last
+
+
 def test_neither_a_pipe_nor_the_log_gets_colours(trained):
     _, output, result = trained
     assert "MAX_ITER: 4" in result.stdout  # the config, which Detectron2 colours
