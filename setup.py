@@ -22,14 +22,21 @@ setup(
     long_description_content_type="text/markdown",
     author="The S2-UniSeg D2 authors",
     license="Apache-2.0",
-    packages=find_packages(include=["s2uniseg_d2", "s2uniseg_d2.*"]),
-    package_data={"s2uniseg_d2": ["py.typed"], "s2uniseg_d2.gallery": ["page.html", "page.css", "page.js"]},
-    # What lies beside the package in a checkout stays out of the wheel; MANIFEST.in says what a source archive holds.
+    # The recipes lie beside the package in a checkout and inside it in a wheel, so that its commands find them.
+    packages=[*find_packages(include=["s2uniseg_d2", "s2uniseg_d2.*"]), "s2uniseg_d2.configs"],
+    package_dir={"s2uniseg_d2.configs": "configs"},
+    package_data={
+        "s2uniseg_d2": ["py.typed"],
+        "s2uniseg_d2.configs": ["**/*.yaml"],
+        "s2uniseg_d2.gallery": ["page.html", "page.css", "page.js"],
+    },
+    # All else beside the package stays out of the wheel; MANIFEST.in says what a source archive holds.
     include_package_data=False,
     license_files=["LICENSE"],
     entry_points={
         "console_scripts": [
             "s2uniseg-demo = s2uniseg_d2.demo:main",
+            "s2uniseg-own-pictures = s2uniseg_d2.own_pictures:main",
             "s2uniseg-pseudo-masks = s2uniseg_d2.pseudo_masks:main",
         ]
     },

@@ -27,7 +27,9 @@ from s2uniseg_d2._detectron2 import require_detectron2
 from s2uniseg_d2.exit_status import ERROR, HELP, INTERRUPTED
 
 NAME = "own_pictures"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# A wheel holds the recipes in the package, a checkout beside it.
+_PACKAGE = Path(__file__).resolve().parent
+CONFIGS = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
 RECIPES = ("cpu", "gpu")
 EPILOG = """\
 recipes:

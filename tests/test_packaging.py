@@ -100,7 +100,9 @@ def environment(wheel, tmp_path_factory):
 class TestContents:
     def test_wheel_holds_the_package_and_nothing_else(self, repository, wheel):
         names = set(zipfile.ZipFile(wheel).namelist())
-        package = {name for name in tracked_files(repository) if name.startswith("s2uniseg_d2/")}
+        tracked = tracked_files(repository)
+        package = {name for name in tracked if name.startswith("s2uniseg_d2/")}
+        package |= {f"s2uniseg_d2/{name}" for name in tracked if name.startswith("configs/")}
         metadata = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
         assert names == package | {f"{DIST}.dist-info/{name}" for name in metadata}
         assert "s2uniseg_d2/py.typed" in names
@@ -145,8 +147,17 @@ class TestInstalled:
         assert version == s2uniseg_d2.__version__
 
     def test_commands_say_how_they_are_used(self, environment, tmp_path):
-        for name in ("s2uniseg-demo", "s2uniseg-pseudo-masks"):
-            assert "--input" in run(environment / "bin" / name, "--help", cwd=tmp_path).stdout
+        scripts = {path.name for path in (environment / "bin").glob("s2uniseg-*")}
+        assert scripts == {"s2uniseg-demo", "s2uniseg-own-pictures", "s2uniseg-pseudo-masks"}
+        for name in scripts:
+            assert "--output" in run(environment / "bin" / name, "--help", cwd=tmp_path).stdout
+
+    def test_recipes_are_found(self, environment, python, tmp_path):
+        code = "from s2uniseg_d2.own_pictures import CONFIGS; print(CONFIGS)"
+        folder = Path(run(python, "-c", code, cwd=tmp_path).stdout.strip())
+        assert folder.is_relative_to(environment)
+        code = f"from s2uniseg_d2.config import load_config; load_config('{folder}/own_pictures_cpu.yaml')"
+        run(python, "-W", "ignore", "-c", code, cwd=tmp_path)
 
     @pytest.mark.slow
     def test_labels_pictures(self, python, tmp_path):

@@ -37,7 +37,9 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(DOCS, folder / "docs", ignore=shutil.ignore_patterns("api", "__pycache__"))
     for path in REPOSITORY.iterdir():
-        if path.name != "docs" and not path.name.startswith("."):
+        if path.suffix == ".md":  # pages include these, and links in them are relative to where they really lie
+            shutil.copy(path, folder)
+        elif path.name != "docs" and not path.name.startswith("."):
             (folder / path.name).symlink_to(path)
     settings = ["-D", "nb_execution_mode=off", "-t", "without_reference"]
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", *settings]
