@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 PERIOD = 20  # iterations between two lines of the record, and of what a line's medians are over
 EVALUATED = "evaluation_seconds"  # stands in the record where an evaluation was finished
+REMEMBERED = 200  # values of a scalar; the time left is told by the median of so many steps
 GROUPS = ("query_sd", "mask", "dice", "objectness")  # the parts of the loss that a line of the log sums up
 
 
@@ -89,9 +90,10 @@ class RecordHook(PeriodicWriter):
             self._make_up(start)
 
     def after_step(self) -> None:
-        """Write if a line is due."""
+        """Write if a line is due, and forget what no later line will need."""
         if self._is_due(self.trainer.iter + 1) or self.trainer.iter == self.trainer.max_iter - 1:
             self._write()
+            forget_old(self.trainer.storage)
 
     def state_dict(self) -> dict[str, Any]:
         """The last values of every scalar that is recorded at each step, and what else the last step has put."""
@@ -161,6 +163,12 @@ def restore_histories(storage: EventStorage, kept: Mapping[str, list[tuple[float
             storage.put_scalar(name, value, cur_iter=iteration)
 
 
+def forget_old(storage: EventStorage) -> None:
+    """Cut every scalar's values to the last ``REMEMBERED``: Detectron2 keeps a million of each, 100 bytes a value."""
+    for history in storage.histories().values():
+        del history.values()[:-REMEMBERED]
+
+
 def take_back(metrics: Path, start: int, *, keeps_seam: bool = True) -> None:
     """Remove the lines of steps from ``start`` on, and what is no line, from a run's metrics.json.
 
@@ -226,7 +234,7 @@ class ProgressPrinter(EventWriter):
         """Iterations per second since the last line, all that happens between steps included, and the time left."""
         now, steps = time.perf_counter(), storage.histories().get("time")
         last, self._last = self._last, (storage.iter, now)
-        seconds = steps.median(1000) if steps else 0.0
+        seconds = steps.median(REMEMBERED) if steps else 0.0
         if last is not None and storage.iter > last[0]:
             rate = (storage.iter - last[0]) / (now - last[1])
         elif seconds:

@@ -176,3 +176,19 @@ def test_a_line_of_the_log_says_how_far_how_fast_and_how_long(caplog):
     assert last.startswith("iter 40 of 1,000  ")
     for part in (" it/s  eta 0:08:00  ", "  query_sd 4  mask 3.5  ", "  grad_norm 0.25  lr 0.025  load 20%"):
         assert part in last
+
+
+def test_what_no_line_will_need_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr("s2uniseg_d2.engine.record.REMEMBERED", 30)
+    hook = RecordHook(tmp_path, 200)
+    with EventStorage(0) as storage:
+        hook.trainer = SimpleNamespace(storage=storage, start_iter=0, max_iter=200)
+        hook.before_train()
+        for iteration in range(100):
+            step(storage, iteration)
+            hook.trainer.iter = iteration
+            hook.after_step()
+        hook.after_train()
+        assert {len(history.values()) for history in storage.histories().values()} <= {30, 5}
+        assert storage.history("lr").values()[0][1] == 70
+        assert storage.history("lr").global_avg() > storage.history("lr").avg(30)
