@@ -1,6 +1,6 @@
 # Two commands from a bare machine: `make demo` and `make test`. Each sets `.venv` up on its first run.
 # make PYTHON=python3.12 test   sets up with another Python (3.10 to 3.13)
-# make test ARGS="-k matching"  hands ARGS to the command behind demo, evidence, test, test-fast, soak or bench
+# make test ARGS="-k matching"  hands ARGS to the command behind demo, evidence, test, test-fast, soak, coverage, mutation or bench
 # make DEVICE=cuda evidence     trains on a GPU
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --timeout 900
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo evidence test test-fast lint format types docs check soak bench matrix clean clean-all same-python
+.PHONY: help setup demo evidence test test-fast lint format types docs check soak coverage mutation bench matrix clean clean-all same-python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,16 @@ check: lint types docs test ## lint + types + docs + test, what continuous integ
 soak: $(STAMP) ## inject 200 faults into the real commands, write output/faults (half an hour on two free cores)
 	@OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak --injections 200 --seed 0 --jobs $(JOBS) --output output/faults $(ARGS)
 
+coverage: $(STAMP) ## run all tests and ask for branch coverage: 95 % of core, 85 % of the package
+	@$(PY) -m coverage erase
+	@OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n $(JOBS) --timeout 1800 $(ARGS)
+	@$(PY) -m coverage combine --quiet
+	@$(PY) -m coverage report --fail-under=95 --include='s2uniseg_d2/core/*'
+	@$(PY) -m coverage report --fail-under=85
+
+mutation: $(STAMP) ## change core in 400 drawn places and ask the tests to notice 85 % (an hour on two cores)
+	@$(PY) -W ignore tools/mutation_score.py --sample 400 --seed 0 --jobs $(JOBS) $(ARGS)
+
 bench: $(STAMP) ## run the benchmarks
 	@set -e; for file in tests/benchmarks/bm_*.py; do echo "== $$file"; $(PY) $$file $(ARGS); done
 
@@ -63,7 +73,7 @@ matrix: ## run the tests with the oldest and newest versions on each Python (hou
 	@$(PYTHON) tools/compatibility_matrix.py $(ARGS)
 
 clean: ## remove caches and build files; output/ and .venv stay
-	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	@find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print | xargs rm -rf
 
 clean-all: clean ## remove .venv and the downloaded Detectron2 wheel too

@@ -189,6 +189,6 @@ def test_what_no_line_will_need_is_forgotten(tmp_path, monkeypatch):
             hook.trainer.iter = iteration
             hook.after_step()
         hook.after_train()
-        assert {len(history.values()) for history in storage.histories().values()} <= {30, 5}
+        assert max(len(history.values()) for history in storage.histories().values()) == 30
         assert storage.history("lr").values()[0][1] == 70
         assert storage.history("lr").global_avg() > storage.history("lr").avg(30)
