@@ -240,8 +240,8 @@ def kill_in_evaluation(injection: Injection) -> None:
 
 @fault("kill -9, train_net.py --eval-only, at any file operation", run="evaluation")
 def kill_eval_only_at_file_operation(injection: Injection) -> None:
-    """Parts, predictions, results."""
-    _kill_by_disk(injection)
+    """Parts, predictions, results; early enough for pictures to be left."""
+    _kill_by_disk(injection, share=0.4)
 
 
 @fault("kill -9, train_net.py --eval-only, in a prediction", run="evaluation")
@@ -254,8 +254,8 @@ def kill_eval_only(injection: Injection) -> None:
 
 @fault("kill -9, label command, at any file operation", run="labelling")
 def kill_labelling_at_file_operation(injection: Injection) -> None:
-    """Journal, rows, preview, result."""
-    _kill_by_disk(injection)
+    """Journal, rows, preview; early enough for pictures to be left."""
+    _kill_by_disk(injection, share=0.6)
 
 
 @fault("kill -9, label command, in a batch", run="labelling")

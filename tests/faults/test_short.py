@@ -17,4 +17,4 @@ def test_every_fault_is_survived(tmp_path):
     missed = [each for each in found if each["missed"]]
     assert not [each for each in found if each["problems"] and not each["missed"]], "\n".join(wrong)
     # a machine may forbid mounting, and may be too slow for a moment, but not for many
-    assert len(missed) <= 3, "\n".join(wrong)
+    assert len(missed) <= len(found) // 4, "\n".join(wrong)
