@@ -125,8 +125,10 @@ def picture_lost(injection: Injection) -> None:
     injection.begin(INPUT__MAX_UNREADABLE=0, DATALOADER__NUM_WORKERS=injection.rng.choice([0, 1]))
     injection.await_step(before=6)
     path, content = _spoil(injection)
-    injection.expect_end(1, saying=path.name)
-    path.write_bytes(content)
+    try:
+        injection.expect_end(1, saying=path.name)
+    finally:
+        path.write_bytes(content)  # also where the moment was missed
     injection.check_kept()
 
 
@@ -152,8 +154,10 @@ def picture_lost_to_evaluation(injection: Injection) -> None:
     content = path.read_bytes()
     path.unlink()
     injection.moment = "3.png vanishes after the first prediction"
-    injection.expect_end(1, saying=path.name)
-    path.write_bytes(content)
+    try:
+        injection.expect_end(1, saying=path.name)
+    finally:
+        path.write_bytes(content)  # also where the moment was missed
     injection.check_kept()
 
 
