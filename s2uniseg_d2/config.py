@@ -59,6 +59,7 @@ def add_backbone_config(cfg: CfgNode) -> None:
     vit.FROZEN_BLOCKS = 0
 
     adapter = cfg.MODEL.VIT_ADAPTER = CfgNode()
+    adapter.WEIGHTS = ""  # "" random, or a file: a published ViT-Adapter with its ViT, or an encoder of ours
     adapter.CONV_INPLANE = 64  # width of the spatial prior's stem
     adapter.DEFORM_HEADS = 12
     adapter.DEFORM_RATIO = 0.5  # width of deformable values relative to the embedding
@@ -96,6 +97,7 @@ def _add_head_and_losses(cfg: CfgNode) -> None:
     head.NAME = "QueryGroupHead"
     head.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     query = cfg.MODEL.QUERY_HEAD = CfgNode()
+    query.WEIGHTS = ""  # "" random, or a file: Mask2Former's decoder (learnt from labels), or ours
     query.INS_QUERIES = 150
     query.SEM_QUERIES = 50
     query.HIDDEN_DIM = 256

@@ -17,6 +17,8 @@ from s2uniseg_d2.core.trunks.vit import TimmViT
 from s2uniseg_d2.core.trunks.vit_adapter import ViTAdapter
 from s2uniseg_d2.core.trunks.weights import load_trunk_weights
 
+from .official_weights import load_adapter_weights
+
 logger = logging.getLogger(__name__)
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
@@ -77,6 +79,9 @@ class ViTAdapterBackbone(Backbone):
             norm_layer=partial(_build_norm, norm),
             recomputes=cfg.MODEL.RECOMPUTE,
         )
+        if adapter_cfg.WEIGHTS:
+            official = load_adapter_weights(trunk, adapter_cfg.WEIGHTS, branch=vit_cfg.WEIGHTS_BRANCH)
+            logger.info("%s", official.summary("the ViT-Adapter"))
         return {"trunk": trunk}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

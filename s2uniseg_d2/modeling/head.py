@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -13,19 +14,30 @@ from s2uniseg_d2.core.decoder.pixel_decoder import PixelDecoder
 from s2uniseg_d2.core.decoder.query_decoder import QueryDecoder, QueryGroup
 from s2uniseg_d2.core.structures import FeaturePyramid, QueryPrediction
 
+from .official_weights import load_decoder_weights
+
+logger = logging.getLogger(__name__)
+
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class QueryGroupHead(nn.Module):
     """Mask2Former's decoder with [INS] and [SEM] query groups.
 
     Sub-module names are Mask2Former's (``pixel_decoder``, ``predictor``), so that its checkpoints fit by name.
+
+    Args:
+        pixel_decoder: from the encoder's maps to features of pixels.
+        predictor: the queries.
+        weights: a checkpoint of Mask2Former to start from, see ``load_decoder_weights``; "" for none.
     """
 
     @configurable
-    def __init__(self, *, pixel_decoder: PixelDecoder, predictor: QueryDecoder) -> None:
+    def __init__(self, *, pixel_decoder: PixelDecoder, predictor: QueryDecoder, weights: str = "") -> None:
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
+        if weights:
+            logger.info("%s", load_decoder_weights(self, weights).summary("the decoder"))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -51,6 +63,7 @@ class QueryGroupHead(nn.Module):
                 ffn_dim=query.DECODER_FFN_DIM,
                 recomputes=cfg.MODEL.RECOMPUTE,
             ),
+            "weights": query.WEIGHTS,
         }
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -22,7 +23,8 @@ class TimmViT(nn.Module):
     ``embed``, ``run`` over all blocks and ``norm`` give exactly timm's ``forward_features``, however the blocks are
     grouped. Parameters are named as in timm and in DINO's checkpoints (``cls_token``, ``pos_embed``,
     ``patch_embed.proj``, ``blocks.N``, ``norm``); the classifier is left out. Position embeddings follow the picture's
-    size by timm's own resampling (bicubic, antialiased).
+    size by timm's own resampling (bicubic, antialiased). Rotary positions, as DINOv3 has, are made for the picture's
+    grid and handed to every block.
 
     Source: the encoder of S2-UniSeg is a DINO ViT-B/8, ``vit_base_patch8_224.dino`` in timm.
 
@@ -38,8 +40,9 @@ class TimmViT(nn.Module):
         recomputes: whether blocks are computed again in the backward pass, which saves their activations.
 
     Raises:
-        ValueError: if timm does not know the name, if the model is not a plain ViT with position embeddings and square
-            patches, if the sizes do not fit together, or if the weights cannot be had.
+        ValueError: if timm does not know the name, if the model is not a plain ViT with position embeddings (learned,
+            or rotary and the same in all blocks) and square patches, if the sizes do not fit together, or if the
+            weights cannot be had.
     """
 
     def __init__(
@@ -75,9 +78,10 @@ class TimmViT(nn.Module):
         self.patch_embed = model.patch_embed
         self.cls_token: Tensor | None = model.cls_token
         self.reg_token: Tensor | None = model.reg_token
-        self.pos_embed = model.pos_embed
+        self.pos_embed: Tensor | None = model.pos_embed
+        self.rope = getattr(model, "rope", None)
         self.pos_drop = model.pos_drop
-        self.norm_pre = model.norm_pre
+        self.norm_pre = getattr(model, "norm_pre", nn.Identity())  # older Evas of timm have none
         self.blocks = model.blocks
         self.norm = model.norm
         self.name = name
@@ -87,10 +91,11 @@ class TimmViT(nn.Module):
         self.patch_size: int = model.patch_embed.patch_size[0]
         # what the name's weights were trained with, per channel (RGB), for pictures in [0, 255]
         self.pixel_mean, self.pixel_std = _pixel_statistics(model)
+        self._is_fixed = False
         self._grid_size: tuple[int, int] = tuple(model.patch_embed.grid_size)
         self.num_prefix_tokens: int = model.num_prefix_tokens
         # models with registers and DeiT-3 give the prefix tokens no position
-        self.num_prefix_positions: int = 0 if model.no_embed_class else model.num_prefix_tokens
+        self.num_prefix_positions: int = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -114,28 +119,57 @@ class TimmViT(nn.Module):
             )
         patches: Tensor = self.patch_embed(images)
         b, h, w, _ = patches.shape
-        positions: Tensor = resample_abs_pos_embed(
-            self.pos_embed, new_size=[h, w], old_size=list(self.grid_size), num_prefix_tokens=self.num_prefix_positions
-        )
         prefix = [token.expand(b, -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         tokens = patches.flatten(1, 2)
-        if self.num_prefix_positions:
-            tokens = torch.cat([*prefix, tokens], dim=1) + positions
+        if self.pos_embed is None:
+            tokens = torch.cat([*prefix, tokens], dim=1)
+        elif self.num_prefix_positions:
+            tokens = torch.cat([*prefix, tokens], dim=1) + self._positions(h, w)
         else:
-            tokens = torch.cat([*prefix, tokens + positions], dim=1)
+            tokens = torch.cat([*prefix, tokens + self._positions(h, w)], dim=1)
         embedded: Tensor = self.norm_pre(self.pos_drop(tokens))
         return embedded, (h, w)
 
-    def run(self, tokens: Tensor, start: int, stop: int) -> Tensor:
+    @torch.no_grad()
+    def fix_grid(self, h: int, w: int) -> None:
+        """Resample the position embeddings to a grid once, for pictures of that size alone; nothing else changes."""
+        if self.pos_embed is not None:
+            self.pos_embed = nn.Parameter(self._positions(h, w).clone(), requires_grad=self.pos_embed.requires_grad)
+        self._grid_size, self._is_fixed = (h, w), True
+
+    def _positions(self, h: int, w: int) -> Tensor:
+        """Position embeddings of a grid, those of the prefix tokens first if they have any."""
+        if self._is_fixed and (h, w) == self._grid_size:
+            assert self.pos_embed is not None
+            return self.pos_embed
+        positions: Tensor = resample_abs_pos_embed(
+            self.pos_embed, new_size=[h, w], old_size=list(self.grid_size), num_prefix_tokens=self.num_prefix_positions
+        )
+        return positions
+
+    def run(self, tokens: Tensor, start: int, stop: int, grid: tuple[int, int] | None = None) -> Tensor:
         """Pass tokens ``(b, p + n, c)`` through the blocks ``start`` to ``stop - 1``, counted from 0.
 
+        Args:
+            tokens: of ``embed`` or of the blocks before.
+            start: the first block.
+            stop: the block after the last.
+            grid: rows and columns of the patches, which rotary positions need.
+
         Raises:
-            ValueError: if the range is not inside ``[0, depth]``.
+            ValueError: if the range is not inside ``[0, depth]``, or the grid is missing or not that of the tokens.
         """
         if not 0 <= start <= stop <= self.depth:
             raise ValueError(f"start and stop must satisfy 0 <= start <= stop <= {self.depth}, got {start} and {stop}")
+        rotary: tuple[Tensor, ...] = ()
+        if self.rope is not None:
+            if grid is None or grid[0] * grid[1] != tokens.shape[1] - self.num_prefix_tokens:
+                raise ValueError(
+                    f"grid must hold the {tokens.shape[1] - self.num_prefix_tokens} patches of tokens, got {grid}"
+                )
+            rotary = (self.rope.get_embed(shape=list(grid)),)
         for index in range(start, stop):
-            tokens = call(self.blocks[index], tokens, recomputes=self.recomputes)
+            tokens = call(self.blocks[index], tokens, *rotary, recomputes=self.recomputes)
         return tokens
 
     def freeze(self, blocks: int) -> None:
@@ -167,8 +201,8 @@ class TimmViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """All tokens ``(b, p + h * w, c)`` after the last block and the final LayerNorm."""
-        tokens, _ = self.embed(images)
-        normed: Tensor = self.norm(self.run(tokens, 0, self.depth))
+        tokens, grid = self.embed(images)
+        normed: Tensor = self.norm(self.run(tokens, 0, self.depth, grid))
         return normed
 
 
@@ -208,9 +242,11 @@ def _not_plain_because(model: Any) -> str | None:
     """What keeps a timm model from being run here block by block, or None if nothing does."""
     if not hasattr(model, "blocks"):
         return "has no blocks"
-    if getattr(model, "pos_embed", None) is None:
-        return "has no learned position embedding (pos_embed)"
-    if type(model) is not VisionTransformer:
+    if getattr(model, "rope_mixed", False):
+        return "has rotary positions of its own in every block"
+    if getattr(model, "pos_embed", None) is None and getattr(model, "rope", None) is None:
+        return "has no position embedding (pos_embed or rope)"
+    if type(model) not in (VisionTransformer, Eva):
         return "embeds or runs its tokens in a way of its own"
     if not isinstance(model.patch_embed, PatchEmbed):
         return f"cuts its patches with {type(model.patch_embed).__name__} instead of one convolution"

@@ -189,7 +189,7 @@ class ViTAdapter(nn.Module):
         grids = TokenGrids.of(h, w, images)
         prefix, patches = tokens[:, : self.vit.num_prefix_tokens], tokens[:, self.vit.num_prefix_tokens :]
         for interaction, (start, stop) in zip(self.interactions, self.groups, strict=True):
-            run_blocks = partial(self.vit.run, start=start, stop=stop)
+            run_blocks = partial(self.vit.run, start=start, stop=stop, grid=(h, w))
             prefix, patches, pyramid = interaction(prefix, patches, pyramid, run_blocks, grids)
         if self.apply_vit_norm:
             patches = self.vit.norm(patches)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from timm.layers import resample_abs_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file
 from s2uniseg_d2.core.trunks.vit import TimmViT
@@ -38,11 +38,11 @@ class WeightReport(NamedTuple):
     mismatched: tuple[str, ...]
     resampled: tuple[str, ...] = ()
 
-    def summary(self) -> str:
+    def summary(self, owner: str = "the ViT") -> str:
         """All of it in one sentence; of long lists the first names."""
         wanted = len(self.loaded) + len(self.missing) + len(self.mismatched)
         parts = [
-            f"loaded {len(self.loaded)} of the ViT's {wanted} tensors",
+            f"loaded {len(self.loaded)} of {owner}'s {wanted} tensors",
             f"missing in the file: {_listed(self.missing)}",
             f"unexpected in the file: {_listed(self.unexpected)}",
             f"of another shape: {_listed(self.mismatched)}",
@@ -73,7 +73,7 @@ def read_trunk_checkpoint(path: str | PathLike[str], branch: str = "teacher") ->
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"path must name a checkpoint file, got {str(path)!r}, where there is no file")
-    stored = _select_container(path, _read_file(path), branch)
+    stored = _select_container(path, read_weight_file(path), branch)
     tensors = {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
     prefix = _vit_prefix(path, tensors, stored, branch)
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
@@ -96,17 +96,36 @@ def load_trunk_weights(vit: TimmViT, path: str | PathLike[str], branch: str = "t
     stored = read_trunk_checkpoint(path, branch)
     own = vit.state_dict()
     resampled: tuple[str, ...] = ()
-    if "pos_embed" in stored and stored["pos_embed"].shape != own["pos_embed"].shape:
-        fitted = _fit_positions(stored["pos_embed"], vit)
+    if "pos_embed" in stored and "pos_embed" in own and stored["pos_embed"].shape != own["pos_embed"].shape:
+        fitted = fit_positions(stored["pos_embed"], vit)
         if fitted is not None:
             stored["pos_embed"], resampled = fitted, ("pos_embed",)
+    return copy_tensors(vit, stored, f"checkpoint {str(path)!r}", vit.name, resampled)
+
+
+def copy_tensors(
+    module: nn.Module, stored: Mapping[str, Tensor], source: str, target: str, resampled: tuple[str, ...] = ()
+) -> WeightReport:
+    """Copy the tensors whose names and shapes fit into a module and report on all.
+
+    Args:
+        module: changed in place, and not at all if the tensors are refused.
+        stored: by the module's names.
+        source: what to call their file in a message.
+        target: what to call the module.
+        resampled: names of those that were made to fit.
+
+    Raises:
+        ValueError: if less than half of the module's numbers would be loaded: the file is another model's.
+    """
+    own = module.state_dict()
     loaded = {name: value for name, value in stored.items() if name in own and value.shape == own[name].shape}
     report = WeightReport(
         loaded=tuple(loaded),
         missing=tuple(name for name in own if name not in stored),
         unexpected=tuple(name for name in stored if name not in own),
         mismatched=tuple(name for name in stored if name in own and name not in loaded),
-        resampled=resampled,
+        resampled=tuple(name for name in resampled if name in loaded),
     )
     count, total = sum(value.numel() for value in loaded.values()), sum(value.numel() for value in own.values())
     if 2 * count < total:
@@ -116,14 +135,19 @@ def load_trunk_weights(vit: TimmViT, path: str | PathLike[str], branch: str = "t
         ]
         detail = f"; shapes: {', '.join(shapes)}" if shapes else ""
         raise ValueError(
-            f"checkpoint {str(path)!r} does not fit {vit.name!r}: {count:,} of {total:,} numbers would be loaded "
+            f"{source} does not fit {target!r}: {count:,} of {total:,} numbers would be loaded "
             f"({report.summary()}{detail})"
         )
-    vit.load_state_dict(loaded, strict=False)
+    module.load_state_dict(loaded, strict=False)
     return report
 
 
-def _read_file(path: Path) -> Any:
+def read_weight_file(path: Path) -> Any:
+    """What a file holds in any format of :mod:`~s2uniseg_d2.core.tensor_files`; nothing in it is executed.
+
+    Raises:
+        ValueError: if it cannot be read; the message names file and reason.
+    """
     try:
         return read_tensor_file(path)
     except TensorFileError as error:
@@ -160,7 +184,7 @@ def _vit_prefix(path: Path, tensors: Mapping[str, Tensor], stored: Mapping[Any, 
     return prefixes[0]
 
 
-def _fit_positions(positions: Tensor, vit: TimmViT) -> Tensor | None:
+def fit_positions(positions: Tensor, vit: TimmViT) -> Tensor | None:
     """Position embeddings resampled to the ViT's grid, or None if they are not those of a square one."""
     prefix = vit.num_prefix_positions
     if positions.dim() != 3 or positions.shape[0] != 1 or positions.shape[2] != vit.embed_dim:

@@ -91,7 +91,7 @@ def test_drop_path_rises_to_the_last_block_and_sleeps_in_eval(make_vit):
         ("no such thing at all", "name must be a model that timm knows, got 'no such thing at all'"),
         ("resnet18", "plain ViT"),
         ("swin_tiny_patch4_window7_224", "SwinTransformer.*no blocks"),
-        ("vit_small_patch16_dinov3", "no learned position embedding"),
+        ("vit_base_patch16_rope_mixed_224", "rotary positions of its own in every block"),
         ("deit_tiny_distilled_patch16_224", "a way of its own"),
         ("vit_small_r26_s32_224", "HybridEmbed"),
     ],
