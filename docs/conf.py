@@ -61,7 +61,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 # Pages that may still be missing; an entry that exists is taken out of this list.
-PENDING = {"compatibility", "demo", "own-pictures", "transfer", "trunks", "export", "reliability", "security"}
+PENDING = {"compatibility", "export", "security", "trunks"}
 
 
 def _leave_out_pending(_app: Any, docname: str, source: list[str]) -> None:
