@@ -1,9 +1,11 @@
-"""How data workers begin: as Detectron2 has them begin, and with the signals of the process that started them."""
+"""How data workers begin: as Detectron2 has them begin, and deaf to a signal that the whole run gets."""
 
 from __future__ import annotations
 
 import functools
+import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -25,13 +27,20 @@ def set_up_workers(loader: DataLoader, cfg: CfgNode) -> DataLoader:
 
 
 def _begin(before: Callable[[int], Any] | None, number: int) -> None:
-    """Take the handler of SIGTERM back that PyTorch has replaced in a worker.
+    """Outlive a SIGTERM that the process that started this worker handles, unless it comes from that process.
 
     SLURM sends SIGTERM to all processes of a run. With PyTorch's handler a worker dies of it, and the run with the
-    worker, before it could finish its step. The handler of a run that ends cleanly is inherited from it.
+    worker, before it could finish its step. At its end the run's process ends its workers by the same signal.
     """
-    handler = signal.getsignal(signal.SIGTERM)
-    if callable(handler):
-        signal.signal(signal.SIGTERM, handler)
+    if callable(signal.getsignal(signal.SIGTERM)) and hasattr(signal, "sigwaitinfo"):
+        # blocked, so that the thread takes it, and sees who has sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_heed_parent, daemon=True).start()
     if before is not None:
         before(number)
+
+
+def _heed_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

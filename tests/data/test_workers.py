@@ -43,6 +43,20 @@ def test_a_worker_takes_sigterm_as_the_process_that_started_it_does():
     assert loader.timeout == 60
 
 
+def test_a_worker_ends_when_the_process_that_started_it_ends_it():
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        batches = iter(set_up_workers(DataLoader(Signalled(), num_workers=1), tiny_config()))
+        next(batches)
+        (worker,) = batches._workers
+        # what Python does at its end, when it waits without a limit
+        worker.terminate()
+        worker.join(60)
+        assert not worker.is_alive()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def test_without_workers_nothing_is_set_up():
     loader = DataLoader(Signalled(), num_workers=0)
     assert set_up_workers(loader, tiny_config()) is loader
