@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --timeout 900
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo evidence test test-fast lint format types docs check soak coverage mutation bench matrix clean clean-all same-python
+.PHONY: help setup demo evidence test test-fast lint format types docs check soak fuzz audit coverage mutation bench matrix clean clean-all same-python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,14 @@ coverage: $(STAMP) ## run all tests and ask for branch coverage: 95 % of core, 8
 
 mutation: $(STAMP) ## change core in 400 drawn places and ask the tests to notice 85 % (an hour on two cores)
 	@$(PY) -W ignore tools/mutation_score.py --sample 400 --seed 0 --jobs $(JOBS) $(ARGS)
+
+fuzz: $(STAMP) ## try 10,000 cases of bad input and print how they ended (make check tries 1,000)
+	@OMP_NUM_THREADS=1 $(PY) -m tests.fuzz --cases 10000 --seed 1 $(ARGS)
+
+audit: $(STAMP) ## compare the pinned requirements with known vulnerabilities (pip-audit, needs the network)
+	@$(PYTHON) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	@$(VENV)/audit/bin/python -m pip_audit --requirement requirements.txt --no-deps --disable-pip $(ARGS)
 
 bench: $(STAMP) ## run the benchmarks
 	@set -e; for file in tests/benchmarks/bm_*.py; do echo "== $$file"; $(PY) $$file $(ARGS); done

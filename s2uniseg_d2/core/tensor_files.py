@@ -33,6 +33,7 @@ READ_ERRORS = (
     MemoryError,
     struct.error,
     pickle.UnpicklingError,
+    zipfile.BadZipFile,
 )
 _SHOWN = 3
 # what PyTorch itself writes for tensors
@@ -153,7 +154,7 @@ def _foreign_names(path: Path) -> Iterator[str]:
                 if name.endswith(".pkl"):
                     with archive.open(name) as part:
                         yield from _names_in_pickles(part)
-    except (*READ_ERRORS, zipfile.BadZipFile):
+    except READ_ERRORS:
         return  # what was found up to the damage is told
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
+from .segmentation import segmentation_fault
+
+_MOST_PIXELS = 2**30  # of a picture, whose masks take a byte each
 _EXAMPLES = 3  # how many faulty items an error names
 _REQUIRED = {
     "images": ("id", "file_name", "height", "width"),
@@ -28,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise ValueError(f"cannot read annotation file {path}: {error.strerror or error}") from error
-    except ValueError as error:  # malformed JSON, or bytes that are no text
+    except (ValueError, RecursionError) as error:  # malformed JSON, bytes that are no text, or brackets without end
         raise ValueError(f"annotation file {path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"annotation file {path} must hold a JSON object, got a {type(content).__name__}")
@@ -61,7 +64,7 @@ def check_coco_content(json_path: Path, content: dict[str, Any], image_dir: Path
             f"annotation file {json_path} lacks {_listed(missing)}; COCO's format has images, annotations, categories"
         )
     for name, keys in _REQUIRED.items():
-        _check_items(json_path, name, content[name], keys)
+        check_items(json_path, name, content[name], keys)
     for name in ("images", "categories"):
         if not content[name]:
             raise ValueError(f"annotation file {json_path} holds no {name}: the list is empty")
@@ -137,17 +140,76 @@ def refuse_absent(source: Path, what: str, absent: Sequence[str], count: int, fo
     )
 
 
-def _check_items(path: Path, name: str, items: Any, keys: Iterable[str]) -> None:
+def check_items(path: Path, name: str, items: Any, keys: Sequence[str]) -> None:
+    """Check a list of objects: that it is one, the keys and their values, and that no id is used twice.
+
+    Raises:
+        ValueError: for the first rule that is broken, with the number of faulty items and the first few.
+    """
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ValueError(f"{name} of annotation file {path} must be a list of objects")
     for key in keys:
         _refuse(path, name, items, partial(_lacks, key), f"lack {key!r}")
-    uses = Counter(item["id"] for item in items)
-    _refuse(path, name, items, lambda item: uses[item["id"]] > 1, "share their id with another")
+    for key in keys:
+        if key in _VALUES:
+            rule, holds = _VALUES[key]
+            _refuse(path, name, items, partial(_breaks, key, holds), f"have a {key} that is not {rule}")
+    if name == "images":
+        _refuse(path, name, items, _is_vast, f"have more than {_MOST_PIXELS} pixels")
+    if "id" in keys:
+        kind = int if name == "categories" or any(isinstance(item["id"], int) for item in items) else str
+        _refuse(
+            path, name, items, lambda item: not isinstance(item["id"], kind), f"have an id that is no {kind.__name__}"
+        )
+        uses = Counter(item["id"] for item in items)
+        _refuse(path, name, items, lambda item: uses[item["id"]] > 1, "share their id with another")
 
 
 def _lacks(key: str, item: dict[str, Any]) -> bool:
     return key not in item
+
+
+def _breaks(key: str, holds: Callable[[Any], bool], item: dict[str, Any]) -> bool:
+    return not holds(item[key])
+
+
+def _is_vast(item: dict[str, Any]) -> bool:
+    return "height" in item and item["height"] * item["width"] > _MOST_PIXELS
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < _MOST_PIXELS  # neither is NaN
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "id": ("a whole number or text", _is_name),
+    "image_id": ("a whole number or text", _is_name),
+    "category_id": ("a whole number or text", _is_name),
+    "file_name": ("text", lambda value: isinstance(value, str)),
+    "name": ("text", lambda value: isinstance(value, str)),
+    "height": ("a whole number from 1", _is_side),
+    "width": ("a whole number from 1", _is_side),
+    "area": ("a number", _is_number),
+    "bbox": ("four numbers", _is_box),
+    "iscrowd": ("0 or 1", lambda value: value in (0, 1)),
+    "isthing": ("0 or 1", lambda value: value in (0, 1)),
+    "segments_info": (
+        "a list of objects",
+        lambda value: isinstance(value, list) and all(isinstance(part, dict) for part in value),
+    ),
+}
 
 
 def _check_references(path: Path, content: dict[str, Any]) -> None:
@@ -166,7 +228,7 @@ def _check_references(path: Path, content: dict[str, Any]) -> None:
 
 
 def _check_segmentations(path: Path, content: dict[str, Any]) -> None:
-    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     _refuse(
         path,
         "annotations",
@@ -176,14 +238,8 @@ def _check_segmentations(path: Path, content: dict[str, Any]) -> None:
     )
 
 
-def _is_segmentation(segmentation: Any, size: list[int]) -> bool:
-    if isinstance(segmentation, dict):
-        return "counts" in segmentation and list(segmentation.get("size", ())) == size
-    return (
-        isinstance(segmentation, list)
-        and bool(segmentation)
-        and all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation)
-    )
+def _is_segmentation(segmentation: Any, size: tuple[int, int]) -> bool:
+    return bool(segmentation) and segmentation_fault(segmentation, *size) is None
 
 
 def _refuse(
@@ -191,7 +247,7 @@ def _refuse(
 ) -> None:
     faulty = [item for item in items if is_faulty(item)]
     if faulty:
-        examples = _listed([f"id {item['id']}" if "id" in item else str(item)[:60] for item in faulty])
+        examples = _listed([f"id {item['id']}"[:60] if "id" in item else str(item)[:60] for item in faulty])
         raise ValueError(f"{len(faulty)} of {len(items)} {name} of annotation file {path} {fault}: {examples}")
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .coco_json import check_files, read_json
+from .coco_json import check_files, check_items, read_json
+
+_REQUIRED = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "file_name", "segments_info"),
+    "categories": ("id", "name", "isthing"),
+}
 
 
 def panoptic_classes(categories: list[dict[str, Any]]) -> dict[str, Any]:
@@ -45,20 +51,21 @@ def read_panoptic_json(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if missing := [key for key in ("images", "annotations", "categories") if not content.get(key)]:
         raise ValueError(f"annotation file {path} lacks {', '.join(missing)}, or they are empty")
-    try:
-        images = [image["id"] for image in content["images"]]
-        categories = {category["id"] for category in content["categories"] if category["isthing"] in (0, 1)}
-        annotated = [(a["image_id"], a["file_name"]) for a in content["annotations"]]
-        used = {segment["category_id"] for a in content["annotations"] for segment in a["segments_info"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"annotation file {path} is not in COCO's panoptic format: {error!r}") from error
+    for name, keys in _REQUIRED.items():
+        check_items(path, name, content[name], keys)
+    segments = [segment for a in content["annotations"] for segment in a["segments_info"]]
+    check_items(path, "segments", segments, ("category_id",))
+    images = [image["id"] for image in content["images"]]
+    categories = {category["id"] for category in content["categories"]}
+    annotated = [(a["image_id"], a["file_name"]) for a in content["annotations"]]
+    used = {segment["category_id"] for segment in segments}
     if len(set(images)) < len(images) or len({image_id for image_id, _ in annotated}) < len(annotated):
         raise ValueError(f"annotation file {path} uses the id of a picture twice")
     if strangers := sorted({image_id for image_id, _ in annotated}.difference(images), key=str):
         raise ValueError(
             f"{len(strangers)} annotations of annotation file {path} name pictures not in images: {strangers[:3]}"
         )
-    if unknown := sorted(used - categories):
+    if unknown := sorted(used - categories, key=str):
         raise ValueError(f"segments of annotation file {path} name category ids that are not in categories: {unknown}")
     return content
 

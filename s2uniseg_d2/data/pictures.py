@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import os
 import struct
 import warnings
 from collections.abc import Iterator
@@ -10,10 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+# OpenCV reads this once, when it is imported first; its own limit lets a header take 12 GB
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(Image.MAX_IMAGE_PIXELS))
+
+import cv2
 
 Picture = NDArray[np.uint8]
 
@@ -29,6 +35,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_SIDE = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
+# Formats that Pillow hands to other programs: a page description is a program of its own, which Ghostscript would run.
+_FOREIGN_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "FITS", "MPEG", "IPTC"}
 # What Pillow's decoders raise on damaged files, beside OSError.
 _DECODER_ERRORS = (
     OSError,
@@ -36,11 +44,21 @@ _DECODER_ERRORS = (
     SyntaxError,
     EOFError,
     struct.error,
-    IndexError,
-    KeyError,
+    LookupError,
     TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
     MemoryError,
 )
+
+
+@functools.cache
+def picture_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read: all that it decodes itself, whatever a file's name ends in."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _FOREIGN_FORMATS)
 
 
 class Span(NamedTuple):
@@ -116,9 +134,9 @@ class StoredPicture:
         self._image: Image.Image | None = None
         self._pixels: Picture | None = None
         data = _read_bytes(path, span)
-        with _naming_faults(path):
+        with naming_faults(path):
             try:
-                self._image = Image.open(io.BytesIO(data))
+                self._image = Image.open(io.BytesIO(data), formats=picture_formats())
             except UnidentifiedImageError:
                 self._pixels = _read_with_opencv(path, data)
         self.reductions: tuple[int, ...] = (1,)
@@ -126,7 +144,7 @@ class StoredPicture:
             assert self._pixels is not None
             self.height, self.width = self._pixels.shape[:2]
             return
-        with _naming_faults(path):
+        with naming_faults(path):
             self._turn = _UPRIGHT.get(_orientation(self._image))
         lies_on_side = self._turn in _ON_SIDE
         self.height, self.width = self._image.size if lies_on_side else self._image.size[::-1]
@@ -148,7 +166,7 @@ class StoredPicture:
         if self._image is None:
             assert self._pixels is not None
             return self._pixels
-        with _naming_faults(self._path), self._image as image:
+        with naming_faults(self._path), self._image as image:
             if reduction > 1:
                 image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
             image.load()
@@ -156,7 +174,7 @@ class StoredPicture:
 
 
 @contextmanager
-def _naming_faults(path: str | Path) -> Iterator[None]:
+def naming_faults(path: str | Path) -> Iterator[None]:
     """Turn what Pillow raises on files that are no sound pictures into errors with the path and the reason."""
     with warnings.catch_warnings():
         # odd metadata is not worth a warning per picture; a bomb between once and twice the limit is worth an error

@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from s2uniseg_d2.data.pictures import UnreadablePictureError, naming_faults
+
 from .whole_files import replacing
 
 ID_LIMIT = 1 << 24  # three bytes of colour
+_FORMATS = ("PNG", "TIFF", "BMP", "PPM", "GIF")
 _RADIX = np.asarray([1, 256, 256 * 256])
 
 
@@ -35,8 +38,7 @@ def write_labels(path: Path, labels: NDArray[np.integer], none: int) -> None:
 
 def read_labels(path: Path, none: int) -> NDArray[np.int64]:
     """Return what :func:`write_labels` wrote."""
-    with Image.open(path) as image:
-        labels = np.asarray(image, dtype=np.int64)
+    labels = read_map(path).astype(np.int64)
     return np.where(labels == none, -1, labels)
 
 
@@ -51,6 +53,19 @@ def write_ids(path: Path, ids: NDArray[np.integer]) -> None:
     _save(path, Image.fromarray((ids[..., None] // _RADIX % 256).astype(np.uint8)))
 
 
+def read_map(path: str | Path) -> NDArray[np.generic]:
+    """Return the ``(H, W)`` numbers in a one-channel picture; palettes give their indices.
+
+    Raises:
+        ValueError: if the file is no picture of a usual format, is damaged, or has other channels or values.
+    """
+    with naming_faults(path), Image.open(path, formats=_FORMATS) as image:
+        numbers = np.asarray(image)
+    if numbers.ndim != 2 or numbers.dtype.kind not in "biu":
+        raise ValueError(f"map {path} must have one channel of whole numbers, got {numbers.dtype} {numbers.shape}")
+    return numbers
+
+
 def read_ids(path: str | Path) -> NDArray[np.int64]:
     """Return the ``(H, W)`` segment ids of a panoptic PNG.
 
@@ -58,10 +73,16 @@ def read_ids(path: str | Path) -> NDArray[np.int64]:
         ValueError: if the file is missing or no picture.
     """
     try:
-        with Image.open(path) as image:
+        with naming_faults(path), Image.open(path, formats=_FORMATS) as image:
             return np.asarray(image.convert("RGB"), dtype=np.int64) @ _RADIX
-    except OSError as error:
-        raise ValueError(f"cannot read the panoptic map {path}: {error.strerror or error}") from error
+    except UnreadablePictureError as error:
+        raise ValueError(f"cannot read the panoptic map {path}: {cause_of(error)}") from error
+
+
+def cause_of(error: BaseException) -> str:
+    """The reader's own words."""
+    cause = error.__cause__
+    return str(getattr(cause, "strerror", None) or cause or error)
 
 
 def _save(path: Path, image: Image.Image) -> None:

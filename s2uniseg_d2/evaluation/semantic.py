@@ -12,13 +12,12 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from numpy.typing import NDArray
-from PIL import Image
 
 from s2uniseg_d2.core.assignment import UNMATCHED
 from s2uniseg_d2.data.center_crop import CenterCrop
+from s2uniseg_d2.data.pictures import UnreadablePictureError
 
 from .class_mapping import (
     DEFAULT_STRATEGIES,
@@ -30,7 +29,7 @@ from .class_mapping import (
     save_mappings,
     share_mappings,
 )
-from .png_maps import check_names, read_labels, write_labels
+from .png_maps import cause_of, check_names, read_labels, read_map, write_labels
 
 logger = logging.getLogger(__name__)
 
@@ -266,8 +265,8 @@ class MappedSemSegEvaluator(SemSegEvaluator):
         path = self.input_file_to_gt_file[file_name]
         try:
             truth: NDArray[np.int64] = self.sem_seg_loading_fn(path)
-        except OSError as error:
-            raise ValueError(f"cannot read the truth {path} of {file_name}: {error.strerror or error}") from error
+        except UnreadablePictureError as error:
+            raise ValueError(f"cannot read the truth {path} of {file_name}: {cause_of(error)}") from error
         if self._truth_geometry is not None:
             truth = self._truth_geometry(truth)
         if truth.shape != shape:
@@ -311,5 +310,4 @@ def _table_of(record: dict[str, Any], shape: tuple[int, int]) -> NDArray[np.int6
 
 def load_label_map(path: str, dtype: type = np.int64) -> NDArray[np.int64]:
     """Return the labels in a one-channel picture; unlike Detectron2's loader it also runs with numpy 2."""
-    with PathManager.open(path, "rb") as file:
-        return np.asarray(Image.open(file)).astype(dtype)
+    return read_map(path).astype(dtype)

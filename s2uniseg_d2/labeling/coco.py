@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ CATEGORIES = (
     {"id": 1, "name": "object", "supercategory": "instance"},
     {"id": 2, "name": "semantic region", "supercategory": "semantic"},
 )
+_SHARD = re.compile(r"[1-9]\d{0,5}/[1-9]\d{0,5}")
 _INFO, _IMAGES, _ANNOTATIONS = '{"info": ', '"images": [', '"annotations": ['
 
 
@@ -85,9 +87,38 @@ def read_info(path: Path) -> dict[str, Any]:
             info = _parse(path, file.readline().removeprefix(_INFO))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if not (isinstance(info, dict) and isinstance(info.get("settings"), dict) and {"shard"} <= info["settings"].keys()):
+    if not _is_info(info):
         raise _not_ours(path)
-    return info
+    return dict(info)
+
+
+def _is_info(info: Any) -> bool:
+    """Whether all that the other parts of the command rely on is there."""
+    if not (
+        isinstance(info, dict) and isinstance(info.get("settings"), dict) and isinstance(info.get("skipped"), list)
+    ):
+        return False
+    settings = info["settings"]
+    kinds = settings.get("kinds")
+    return (
+        isinstance(settings.get("shard"), str)
+        and _SHARD.fullmatch(settings["shard"]) is not None
+        and isinstance(kinds, list)
+        and all(kind in KINDS for kind in kinds)
+        and settings.get("embeddings") in ("", "float16", "float32")
+        and isinstance(info.get("root"), str)
+        and all(_is_count(info.get(key)) for key in ("labelled", "annotations", "vanished"))
+        and _is_count(settings.get("embedding_dim"))
+        and all(_is_item(item, "id") and isinstance(item.get("reason"), str) for item in info["skipped"])
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**48
+
+
+def _is_item(item: Any, key: str) -> bool:
+    return isinstance(item, dict) and _is_count(item.get(key))
 
 
 def iterate_items(path: Path, section: str) -> Iterator[dict[str, Any]]:
@@ -96,21 +127,28 @@ def iterate_items(path: Path, section: str) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: if the file is another one or ends too early.
     """
-    with path.open(encoding="utf-8") as file:
-        if not any(line == f'"{section}": [\n' for line in file):
-            raise _not_ours(path)
-        for line in file:
-            if line.startswith("]"):
-                return
-            if line != "\n":
-                yield _parse(path, line)
+    key = {"images": "id", "annotations": "image_id"}[section]
+    try:
+        with path.open(encoding="utf-8") as file:
+            if not any(line == f'"{section}": [\n' for line in file):
+                raise _not_ours(path)
+            for line in file:
+                if line.startswith("]"):
+                    return
+                if line != "\n":
+                    item = _parse(path, line)
+                    if not _is_item(item, key):
+                        raise _not_ours(path)
+                    yield item
+    except UnicodeDecodeError as error:
+        raise _not_ours(path) from error
     raise _not_ours(path)
 
 
 def _parse(path: Path, line: str) -> Any:
     try:
         return json.loads(line.rstrip().removesuffix(","))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_ours(path) from error
 
 

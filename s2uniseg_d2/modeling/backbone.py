@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from .official_weights import load_adapter_weights
 
 logger = logging.getLogger(__name__)
 
+OFFLINE = "S2UNISEG_OFFLINE"  # 1 in the environment switches downloads off
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
@@ -45,6 +47,11 @@ class ViTAdapterBackbone(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
         """Read ``MODEL.VIT``, ``MODEL.VIT_ADAPTER`` and ``MODEL.RECOMPUTE``, and load the weights if they are named."""
         vit_cfg, adapter_cfg = cfg.MODEL.VIT, cfg.MODEL.VIT_ADAPTER
+        if vit_cfg.WEIGHTS == "timm" and os.environ.get(OFFLINE, "0") not in ("", "0"):
+            raise ValueError(
+                f"weights of {vit_cfg.NAME!r} must be a file while {OFFLINE} is set in the environment: timm would "
+                f"download them"
+            )
         vit = TimmViT(
             vit_cfg.NAME,
             patch_size=vit_cfg.PATCH_SIZE or None,
