@@ -74,6 +74,8 @@ setup(
         "packaging>=24.0",
         "setuptools>=68,<81",
     ],
+    # for tools/export_model.py
+    extras_require={"export": ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
