@@ -168,7 +168,7 @@ def load_mappings(path: str | Path) -> tuple[ClassMapping, ...]:
         )
     except OSError as error:
         raise ValueError(f"cannot read class mappings {path}: {error.strerror or error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is not a file of class mappings: {error!r}") from error
 
 

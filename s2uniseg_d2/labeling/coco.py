@@ -109,7 +109,8 @@ def _is_info(info: Any) -> bool:
         and isinstance(info.get("root"), str)
         and all(_is_count(info.get(key)) for key in ("labelled", "annotations", "vanished"))
         and _is_count(settings.get("embedding_dim"))
-        and all(_is_item(item, "id") and isinstance(item.get("reason"), str) for item in info["skipped"])
+        and all(_is_item(item, "id") for item in info["skipped"])
+        and all(isinstance(item.get(key), str) for item in info["skipped"] for key in ("file_name", "reason"))
     )
 
 

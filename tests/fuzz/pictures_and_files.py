@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import tarfile
+import warnings
 from pathlib import Path
 
 import cv2
@@ -33,6 +34,12 @@ EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0
 @functools.cache
 def sound_pictures() -> tuple[bytes, ...]:
     """A picture in every format and mode that can be written here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of formats that Pillow will leave out one day
+        return tuple(dict.fromkeys(_write_pictures()))
+
+
+def _write_pictures() -> list[bytes]:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     found = []
     for name, options in PILLOW.items():
@@ -56,7 +63,7 @@ def sound_pictures() -> tuple[bytes, ...]:
                 continue
             if done and isinstance(data, np.ndarray):
                 found.append(data.tobytes())
-    return tuple(dict.fromkeys(found))
+    return found
 
 
 def pictures() -> st.SearchStrategy[bytes]:

@@ -10,9 +10,10 @@ from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file
 from s2uniseg_d2.data.coco_json import check_coco_json
 from s2uniseg_d2.data.panoptic_json import read_panoptic_json
 from s2uniseg_d2.data.segmentation import decode_segmentation
+from s2uniseg_d2.evaluation.class_mapping import load_mappings
 from s2uniseg_d2.evaluation.png_maps import read_ids, read_map
 from s2uniseg_d2.labeling.coco import read_info
-from tests.fuzz.annotations import COCO, PANOPTIC, label_file
+from tests.fuzz.annotations import COCO, MAPPINGS, PANOPTIC, label_file
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,13 @@ def test_endless_brackets_are_no_json(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [(b'"labelled": 1', b'"labelled": null'), (b"1/2", b"x"), (b'"instance"', b'"other"'), (b'"id": 3', b'"id": {}')],
+    [
+        (b'"labelled": 1', b'"labelled": null'),
+        (b"1/2", b"x"),
+        (b'"instance"', b'"other"'),
+        (b'"id": 3', b'"id": {}'),
+        (b'"file_name": "b.png"', b'"x": 1'),
+    ],
 )
 def test_infos_of_label_files(tmp_path, change):
     (tmp_path / "a.json").write_bytes(label_file(1))
@@ -88,6 +95,14 @@ def test_infos_of_label_files(tmp_path, change):
     (tmp_path / "a.json").write_bytes(label_file(1).replace(*change, 1))
     with pytest.raises(ValueError, match="is no file that pseudo_masks wrote"):
         read_info(tmp_path / "a.json")
+
+
+def test_numbers_of_class_mappings(tmp_path):
+    content = json.loads(json.dumps(MAPPINGS))
+    content["mappings"][0]["assignment"][0] = 10**400
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="is not a file of class mappings: OverflowError"):
+        load_mappings(tmp_path / "m.json")
 
 
 def test_maps_that_are_none(tmp_path):
