@@ -81,6 +81,19 @@ _RULES: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
 ]
 
 
+def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return bool(rule(value))
+    except (TypeError, ValueError):  # None, say, which the config takes for any type
+        return False
+
+
+def _is_pair_of_numbers(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(part, (int, float)) for part in value)
+    )
+
+
 def validate_config(cfg: CfgNode) -> None:
     """Check the ranges of our keys before any work is done.
 
@@ -92,11 +105,11 @@ def validate_config(cfg: CfgNode) -> None:
             value: Any = cfg
             for part in key.split("."):
                 value = value[part]
-            if not holds(value):
+            if not _holds(holds, value):
                 raise ValueError(f"{key} {rule}, got {value!r}")
     if cfg.SOLVER.BASE_LR_END > cfg.SOLVER.BASE_LR:
         raise ValueError(f"SOLVER.BASE_LR_END must not be above SOLVER.BASE_LR, got {cfg.SOLVER.BASE_LR_END}")
-    low, high = cfg.INPUT.VIEWS.SCALE
+    low, high = cfg.INPUT.VIEWS.SCALE if _is_pair_of_numbers(cfg.INPUT.VIEWS.SCALE) else (0, 0)
     if not 0 < low <= high <= 1:
         raise ValueError(
             f"INPUT.VIEWS.SCALE must be (low, high) with 0 < low <= high <= 1, got {cfg.INPUT.VIEWS.SCALE}"

@@ -152,3 +152,9 @@ def test_a_few_lines_do_not_make_billions(tmp_path):
         (tmp_path / "endless.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"endless\.yaml cannot be read"):
             read_yaml(tmp_path / "endless.yaml")
+
+
+@pytest.mark.parametrize("key", ["INPUT.VIEWS.SCALE", "INPUT.VIEWS.SIZE_PX", "INPUT.VIEWS.NUM"])
+def test_none_is_no_number(key):
+    with pytest.raises(ValueError, match=f"{key} must"):
+        load_config("", [key, "None"])
