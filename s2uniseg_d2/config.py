@@ -234,6 +234,7 @@ def load_config(
     """
     cfg = get_cfg()
     add_s2uniseg_config(cfg)
+    unset_by_default = _unset(cfg)
     above = read_yaml(Path(config_file)) if config_file else {}
     if model_from:
         model = read_yaml(Path(model_from)).get("MODEL", {})
@@ -252,8 +253,19 @@ def load_config(
     except (AssertionError, KeyError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         # the last three are what Python makes of values such as {[1]} and of thousands of brackets
         raise ValueError(f"overrides: {_first_words(error)}{_near_key(cfg, overrides)}") from error
+    if unset := sorted(_unset(cfg) - unset_by_default):
+        raise ValueError(f"{unset[0]} must have a value, got None")
     validate_config(cfg)
     return cfg
+
+
+def _unset(cfg: CfgNode, prefix: str = "") -> set[str]:
+    """Dotted names of the leaves that are None, which yacs takes for any type."""
+    names: set[str] = set()
+    for key, value in cfg.items():
+        names |= _unset(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else set()
+        names |= {prefix + key} if value is None else set()
+    return names
 
 
 def read_yaml(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def test_a_few_lines_do_not_make_billions(tmp_path):
             read_yaml(tmp_path / "endless.yaml")
 
 
-@pytest.mark.parametrize("key", ["INPUT.VIEWS.SCALE", "INPUT.VIEWS.SIZE_PX", "INPUT.VIEWS.NUM"])
+@pytest.mark.parametrize("key", ["INPUT.VIEWS.SCALE", "INPUT.VIEWS.NUM", "TEST.TASKS", "SOLVER.BASE_LR_END"])
 def test_none_is_no_number(key):
     with pytest.raises(ValueError, match=f"{key} must"):
         load_config("", [key, "None"])
