@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 DONE = 0
 ERROR = 1  # one sentence on stderr says what went wrong
@@ -20,6 +22,25 @@ HELP = (
 
 class UsageError(ValueError):
     """Words of a command line that make no sense together."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong words are a :class:`UsageError` in place of two lines on stderr."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise UsageError(message)
+
+
+def one_line(text: object) -> str:
+    """Text that stays one line and does nothing to a terminal: blanks become single, what cannot be printed "?"."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
+
+
+def fail(name: str, reason: object, status: int = ERROR) -> int:
+    """Write one sentence to stderr, after the command's name; returns the status."""
+    sys.stderr.write(f"{name}: {one_line(reason)}\n")
+    return status
 
 
 def status_of(error: BaseException) -> int:

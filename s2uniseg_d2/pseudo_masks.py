@@ -19,13 +19,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 # before PyTorch starts its threads: threads that spin while they wait take the cores that reading and writing need
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from s2uniseg_d2._detectron2 import require_detectron2
-from s2uniseg_d2.exit_status import ERROR, HELP, INTERRUPTED, UsageError, status_of
+from s2uniseg_d2.exit_status import HELP, INTERRUPTED, Parser, UsageError, fail, one_line, status_of
 
 if TYPE_CHECKING:
     from s2uniseg_d2.labeling.maker import PseudoMaskMaker
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 
 NAME = "pseudo_masks"
 SHOWN = 5  # unreadable pictures that are named at the end
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,9 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _evaluate(arguments)
         outcome = _merge(arguments) if arguments.merge else _label(arguments)
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
-        return _fail(error, status_of(error))
+        return fail(NAME, error, status_of(error))
     except KeyboardInterrupt:
-        return _fail("interrupted; labelling goes on after its last full batch when called the same way", INTERRUPTED)
+        return fail(
+            NAME, "interrupted; labelling goes on after its last full batch when called the same way", INTERRUPTED
+        )
     return _report(outcome, arguments)
 
 
@@ -149,7 +146,7 @@ def _parse_shard(text: str) -> tuple[int, int]:
 def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     tally, output = outcome.tally, arguments.output
     for item in outcome.skipped[:SHOWN]:
-        sys.stderr.write(f"skipped: {item['reason']}\n")
+        sys.stderr.write(f"skipped: {one_line(item['reason'])}\n")
     if len(outcome.skipped) > SHOWN:
         sys.stderr.write(f"skipped: {len(outcome.skipped) - SHOWN} more, see {output.with_suffix('.skipped.txt')}\n")
     resumed = f", {outcome.resumed} of them by an earlier run" if outcome.resumed else ""
@@ -157,26 +154,21 @@ def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
         f"{output}: {tally.annotations} masks of {tally.labelled} pictures; {tally.skipped} pictures skipped{resumed}\n"
     )
     if not tally.labelled:
-        return _fail(f"no picture of this shard could be read; the file is there for --merge: {output}")
+        return fail(NAME, f"no picture of this shard could be read; the file is there for --merge: {output}")
     return 0
 
 
-def _fail(reason: object, status: int = ERROR) -> int:
-    sys.stderr.write(f"{NAME}: {' '.join(str(reason).split())}\n")
-    return status
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m s2uniseg_d2.{NAME}",
         description=__doc__,
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--input", nargs="+", default=[], metavar="PATH", help="files, folders, globs, or .txt lists of files")
+    add("--input", nargs="+", action="extend", default=[], metavar="PATH", help="files, folders, globs, .txt lists")
     add("--output", type=Path, metavar="FILE.json", help="the COCO file to write; with --evaluate a folder, if any")
-    add("--merge", nargs="+", type=Path, default=[], metavar="FILE.json", help="merge the outputs of all shards")
+    add("--merge", nargs="+", action="extend", type=Path, default=[], metavar="FILE.json", help="outputs of all shards")
     add("--evaluate", metavar="DATA_SET", help="compare masks with a data set's truth, such as coco:JSON:PICTURES")
     add("--limit", type=int, metavar="N", help="evaluate the first N pictures (default: all)")
     add("--weights", help='a file, the name of a timm model, or "" for random ones (default: what the config names)')

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from s2uniseg_d2.exit_status import ERROR, INTERRUPTED
+from s2uniseg_d2.exit_status import INTERRUPTED, fail
 
 from .dry_run import dry_run
 from .processes import start
@@ -66,9 +66,3 @@ def _what_is_kept(args: argparse.Namespace, folder: Path | None) -> str:
     if args.dry_run:
         return "a dry run leaves nothing"
     return how_to_go_on(folder) if folder else "--resume goes on from what was kept"
-
-
-def fail(name: str, reason: object, status: int = ERROR) -> int:
-    """Write one sentence to stderr; returns the status."""
-    sys.stderr.write(f"{name}: {' '.join(str(reason).split())}\n")
-    return status
