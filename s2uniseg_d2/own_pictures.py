@@ -75,7 +75,7 @@ def _prepare(arguments: argparse.Namespace) -> argparse.Namespace:
 
     output: Path = arguments.output
     config = _choose_recipe(arguments)
-    folders = [Path(folder).expanduser().absolute() for folder in arguments.pictures]
+    folders = [_folder(folder) for folder in arguments.pictures]
     for folder in folders:
         if output == folder or folder in output.parents:
             raise ValueError(f"--output must lie outside of the pictures, for it will hold pictures: {output}")
@@ -217,12 +217,21 @@ def make_parser() -> argparse.ArgumentParser:
     add("--gallery", type=_positive, default=50, metavar="N", help="pictures in the gallery (default: 50)")
     add("--dry-run", action="store_true", help="check the pictures, measure memory and time; writes nothing")
     add("--resume", action="store_true", help="go on after a stop, which happens without it as well")
-    add("--set", dest="opts", nargs="+", default=[], metavar="KEY VALUE", help="changes of the recipe, in pairs")
+    add(
+        "--set",
+        dest="opts",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY VALUE",
+        help="changes of the recipe, in pairs",
+    )
     return parser
 
 
 def _folder(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    # without ".." and links, so that one folder has one name and what lies in it can be told
+    return Path(text).expanduser().resolve()
 
 
 if __name__ == "__main__":

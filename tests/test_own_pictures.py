@@ -108,7 +108,7 @@ def test_another_run_is_not_mixed_in(finished, pictures, tmp_path, capsys):
     (tmp_path / "full" / "letter.txt").touch()
     assert call(pictures, "--output", tmp_path / "full") == 1
     assert "--output must be a new or empty folder" in capsys.readouterr().err
-    assert call(pictures, "--output", pictures / "run") == 1
+    assert call(pictures / ".." / "pictures", "--output", pictures / "run") == 1
     assert "--output must lie outside of the pictures" in capsys.readouterr().err
     assert not (pictures / "run").exists()
 
@@ -141,6 +141,13 @@ def test_ctrl_c_while_pictures_are_looked_at(pictures, recipe, tmp_path, monkeyp
     assert call(pictures, "--output", tmp_path / "run", "--recipe", recipe) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_beside_its_pictures_may_be_named_from_inside(pictures, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "execute", lambda *_: 0)
+    (tmp_path / "here").symlink_to(pictures)
+    monkeypatch.chdir(tmp_path / "here")
+    assert call(".", "--output", "../run", "--recipe", recipe, "--dry-run") == 0
 
 
 def test_a_dry_run_leaves_no_trace(pictures, recipe, tmp_path, monkeypatch):
