@@ -17,13 +17,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 # before PyTorch starts its threads: threads that spin while they wait take the cores that reading and writing need
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from s2uniseg_d2._detectron2 import require_detectron2
-from s2uniseg_d2.exit_status import ERROR, HELP, INTERRUPTED, UsageError, status_of
+from s2uniseg_d2.exit_status import HELP, INTERRUPTED, Parser, fail, one_line, status_of
 
 if TYPE_CHECKING:
     from s2uniseg_d2.gallery.run import Outcome
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 NAME = "demo"
 SHOWN = 5  # unreadable pictures that are named at the end
 TASKS = ("instance", "semantic", "panoptic")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_detectron2()
         outcome = _segment(arguments)
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
-        return _fail(error, status_of(error))
+        return fail(NAME, error, status_of(error))
     except KeyboardInterrupt:
-        return _fail("interrupted before the first picture", INTERRUPTED)
+        return fail(NAME, "interrupted before the first picture", INTERRUPTED)
     return _report(outcome, arguments)
 
 
@@ -59,13 +54,18 @@ def _segment(arguments: argparse.Namespace) -> Outcome:
     from s2uniseg_d2.gallery.run import GalleryOptions, make_gallery
     from s2uniseg_d2.segmenter import Segmenter
 
-    frames = Frames(arguments.input, every=arguments.every, limit=arguments.limit)
     options = GalleryOptions(
-        arguments.output, TASKS if arguments.task == "all" else (arguments.task,), overwrite=arguments.overwrite
+        arguments.output,
+        TASKS if arguments.task == "all" else (arguments.task,),
+        overwrite=arguments.overwrite,
+        page_limit=arguments.page_limit,
     )
     options.check()
+    frames = Frames(arguments.input, every=arguments.every, limit=arguments.limit, results=arguments.output)
     if frames.repeated:
         logging.getLogger(NAME).warning("%d pictures were named again and count once", frames.repeated)
+    if frames.left_out:
+        logging.getLogger(NAME).warning("%d pictures are results in %s and left out", frames.left_out, arguments.output)
     segmenter = Segmenter.from_pretrained(
         arguments.weights,
         device=arguments.device,
@@ -81,15 +81,16 @@ def _segment(arguments: argparse.Namespace) -> Outcome:
 def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     from termcolor import colored  # plain in files and pipes, and with NO_COLOR
 
+    output = one_line(arguments.output)
     for _, reason in outcome.skipped[:SHOWN]:
-        sys.stderr.write(f"skipped: {reason}\n")
+        sys.stderr.write(f"skipped: {one_line(reason)}\n")
     if len(outcome.skipped) > SHOWN:
         more = len(outcome.skipped) - SHOWN
-        sys.stderr.write(f"skipped: {more} more, see {arguments.output / 'skipped.txt'}\n")
+        sys.stderr.write(f"skipped: {more} more, see {output}/skipped.txt\n")
     if not outcome.pictures:
-        if outcome.is_interrupted:
-            return _fail("interrupted before the first picture was done", INTERRUPTED)
-        return _fail(f"none of the {len(outcome.skipped)} pictures could be read")
+        if outcome.stopped_by:
+            return fail(NAME, "interrupted before the first picture was done", 128 + outcome.stopped_by)
+        return fail(NAME, f"none of the {len(outcome.skipped)} pictures could be used")
     speed = outcome.pictures / outcome.seconds
     sys.stdout.write(
         f"{outcome.pictures} pictures, {outcome.masks} masks, {len(outcome.skipped)} skipped, {outcome.seconds:.1f} s "
@@ -97,20 +98,15 @@ def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     )
     if not outcome.masks:
         sys.stderr.write("no mask reached the score threshold: a smaller --score-threshold shows more\n")
-    page = colored(str(arguments.output / "index.html"), attrs=["bold"])
+    page = colored(f"{output}/index.html", attrs=["bold"])
     sys.stdout.write(f"{page}: open it in a browser; the files lie beside it\n")
-    if outcome.is_interrupted:
-        return _fail("interrupted; what was done by then is written", INTERRUPTED)
+    if outcome.stopped_by:
+        return fail(NAME, "interrupted; what was done by then is written", 128 + outcome.stopped_by)
     return 0
 
 
-def _fail(reason: object, status: int = ERROR) -> int:
-    sys.stderr.write(f"{NAME}: {' '.join(str(reason).split())}\n")
-    return status
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m s2uniseg_d2.demo",
         description=__doc__,
         epilog=HELP,
@@ -120,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--input",
         nargs="+",
+        action="extend",
         required=True,
         metavar="PATH",
         help="files, folders, globs, .txt lists, video files, or webcam:N for camera N",
@@ -138,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-size", type=int, metavar="PX", help="longer side that the model sees (default: the config's)")
     add("--every", type=int, default=1, metavar="N", help="of a video or camera, one frame in N (default: 1)")
     add("--limit", type=int, default=0, metavar="N", help="at most N pictures (default: all; a camera needs Ctrl-C)")
-    add("--overwrite", action="store_true", help="write into a folder that holds an earlier gallery")
+    add("--page-limit", type=int, default=500, metavar="N", help="pictures in the page, the first N (default: 500)")
+    add("--overwrite", action="store_true", help="take the place of an earlier gallery in the folder, whose files go")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, last, after --")
     return parser
 

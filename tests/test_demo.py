@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 
 from s2uniseg_d2.data.pictures import read_picture
 from s2uniseg_d2.demo import main
+from s2uniseg_d2.gallery.results import ResultFiles
 from s2uniseg_d2.segmenter import Segmenter
 from tests.checkpoint import write_checkpoint
 from tests.tiny import tiny_words, write_pictures
@@ -108,7 +113,98 @@ def test_ctrl_c_keeps_what_is_done(weights, pictures, tmp_path, monkeypatch, cap
     assert "interrupted; what was done by then is written" in printed.err
     assert printed.out.startswith("2 pictures, ")
     assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]) == 2
-    assert "The run was interrupted" in (tmp_path / "out" / "index.html").read_text()
+    assert "The run ended early (it was interrupted)" in (tmp_path / "out" / "index.html").read_text()
+
+
+def at_the_third(monkeypatch, act):
+    """Do something in place of segmenting the third picture."""
+    segment, calls = Segmenter.segment, []
+
+    def instead(self, image):
+        calls.append(image)
+        return act() if len(calls) == 3 else segment(self, image)
+
+    monkeypatch.setattr(Segmenter, "segment", instead)
+
+
+def test_sigterm_keeps_what_is_done(weights, pictures, tmp_path, monkeypatch, capsys):
+    at_the_third(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert call("--input", pictures, "--weights", weights, "--output", tmp_path / "out") == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert capsys.readouterr().out.startswith("2 pictures, ")
+    assert "ended early" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_second_ctrl_c_waits_for_the_files(weights, pictures, tmp_path, monkeypatch):
+    at_the_third(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    finish = ResultFiles.finish
+
+    def finish_late(self, *words):
+        os.kill(os.getpid(), signal.SIGINT)
+        finish(self, *words)
+
+    monkeypatch.setattr(ResultFiles, "finish", finish_late)
+    assert call("--input", pictures, "--weights", weights, "--output", tmp_path / "out") == 130
+    assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["images"]) == 2
+
+
+def test_an_error_keeps_what_is_done(weights, pictures, tmp_path, monkeypatch, capsys):
+    def fail():
+        raise FloatingPointError("scores are not finite")
+
+    at_the_third(monkeypatch, fail)
+    assert call("--input", pictures, "--weights", weights, "--output", tmp_path / "out") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "demo: scores are not finite"
+    assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["images"]) == 2
+    assert "ended early (scores are not finite)" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_what_is_too_large_is_skipped_and_the_others_are_done(weights, pictures, tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (70_000, 2)).save(tmp_path / "wide.png")
+
+    def fail():
+        raise MemoryError
+
+    at_the_third(monkeypatch, fail)
+    words = ("--input", tmp_path / "wide.png", pictures, "--weights", weights, "--output", tmp_path / "out")
+    assert call(*words, "--task", "panoptic") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("2 pictures, ")
+    assert "wide.png: a side has more than 65500 pixels, a JPEG's limit" in printed.err
+    assert "2.png: too little memory for masks of 96 x 64 pixels" in printed.err
+    assert len((tmp_path / "out" / "skipped.txt").read_text().splitlines()) == 3
+
+
+def test_a_gallery_inside_of_its_pictures_is_made_anew_from_the_pictures(weights, tmp_path, caplog):
+    write_pictures(tmp_path, count=1, size=(32, 32))
+    words = ("--input", tmp_path, "--weights", weights, "--output", tmp_path / "out")
+    assert call(*words) == 0
+    assert call(*words, "--overwrite", "--task", "semantic") == 0
+    assert "5 pictures are results in" in caplog.text
+    # nothing of the first run is left to be taken for the second one's
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert found == ["0.png", "out/index.html", "out/overlays/semantic/0.jpg", "out/semantic/0.png"]
+
+
+def test_inputs_named_apart_count_together_and_the_page_is_bounded(weights, pictures, tmp_path):
+    words = ("--input", pictures / "0.png", "--input", pictures / "1.png", "--weights", weights)
+    assert call(*words, "--output", tmp_path / "out", "--page-limit", 1) == 0
+    assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["images"]) == 2
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<article ") == 1
+    assert "This page shows the first 1; the files beside it hold all." in page
+
+
+def test_names_do_nothing_to_a_terminal(weights, pictures, tmp_path, capsys):
+    (tmp_path / "bad\x1b[31m\n.png").touch()
+    output = os.fsdecode(os.fsencode(tmp_path / "out") + b"\xff")
+    words = ("--input", tmp_path / "bad\x1b[31m\n.png", pictures / "0.png", "--weights", weights, "--output", output)
+    assert call(*words) == 0
+    printed = capsys.readouterr()
+    assert f"skipped: cannot read picture {tmp_path}/bad?[31m .png" in printed.err
+    assert f"{tmp_path}/out?/index.html" in printed.out
+    assert len(Path(output, "skipped.txt").read_text().splitlines()) == 1
 
 
 def test_ctrl_c_before_the_first_picture(weights, pictures, tmp_path, monkeypatch, capsys):
@@ -134,6 +230,8 @@ def test_ctrl_c_before_the_first_picture(weights, pictures, tmp_path, monkeypatc
         (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "out", "--score-threshold", "7"], "must lie in"),
         (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "WEIGHTS"], "output must be a folder, got"),
         (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "GALLERY"], "already holds a gallery"),
+        (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "out", "--page-limit", "0"], "must be at least 1"),
+        (["--input", "GALLERY", "--weights", "WEIGHTS", "--output", "GALLERY", "--overwrite"], "got the 15 results in"),
         (["--input", "PICTURES/bad.png", "--weights", "WEIGHTS", "--output", "out"], "none of the 1 pictures could be"),
         (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "out", "--", "MODEL.NO", "1"], "NO is unknown"),
     ],

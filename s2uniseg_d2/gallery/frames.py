@@ -14,6 +14,8 @@ import numpy as np
 from s2uniseg_d2.data.pictures import Picture, UnreadablePictureError, read_picture
 from s2uniseg_d2.labeling.sources import Pictures, find_pictures
 
+from .results import FOLDERS
+
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 _WEBCAM = "webcam:"
 
@@ -41,6 +43,7 @@ class Frames:
             which never ends by itself.
         every: of a video or a webcam, take the first frame of every so many.
         limit: take at most so many pictures; 0 takes all.
+        results: a folder of results, whose own pictures are left out; None where there is none.
 
     Raises:
         ValueError: if an input names nothing, a webcam cannot be opened, or a number is out of its range.
@@ -48,9 +51,10 @@ class Frames:
     Attributes:
         total: how many pictures there are, as far as headers tell; None with a webcam and no limit.
         repeated: how many pictures were named again, and count once.
+        left_out: how many pictures are results.
     """
 
-    def __init__(self, inputs: Sequence[str], *, every: int = 1, limit: int = 0) -> None:
+    def __init__(self, inputs: Sequence[str], *, every: int = 1, limit: int = 0, results: Path | None = None) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         if limit < 0:
@@ -60,11 +64,16 @@ class Frames:
         self._every, self._limit = every, limit
         self._webcams = [_webcam_number(item) for item in inputs if item.startswith(_WEBCAM)]
         rest = [item for item in inputs if not item.startswith(_WEBCAM)]
-        self._videos = list(dict.fromkeys(os.path.abspath(item) for item in rest if _is_video(item)))
+        paths = dict.fromkeys(os.path.abspath(os.path.expanduser(item)) for item in rest if _is_video(item))
+        self._videos = _name_videos(list(paths))
         files = [item for item in rest if not _is_video(item)]
-        self._pictures = find_pictures(files) if files else Pictures("", [], 0)
+        found = find_pictures(files) if files else Pictures("", [], 0)
+        self._pictures = found._replace(names=_without_results(found, results))
+        self.left_out = len(found.names) - len(self._pictures.names)
         self.repeated = self._pictures.repeated
         self.total = self._count()
+        if self.total == 0:
+            raise ValueError(f"input must name pictures, got the {self.left_out} results in {results} alone")
         for number in self._webcams:
             with _open(number) as capture:
                 _check_webcam(capture, number)  # before anything is computed
@@ -72,7 +81,7 @@ class Frames:
     def _count(self) -> int | None:
         if self._webcams:
             return self._limit or None
-        total = len(self._pictures.names) + sum(_count_frames(path, self._every) for path in self._videos)
+        total = len(self._pictures.names) + sum(_count_frames(path, self._every) for path in self._videos.values())
         return min(total, self._limit) if self._limit else total
 
     def __iter__(self) -> Iterator[Frame]:
@@ -90,10 +99,26 @@ class Frames:
                 yield Frame(name, read_picture(self._pictures.path(index)))
             except UnreadablePictureError as error:
                 yield Frame(name, None, str(error))
-        for path in self._videos:
-            yield from _read_video(path, self._every)
+        for name, path in self._videos.items():
+            yield from _read_video(name, path, self._every)
         for number in self._webcams:
             yield from _read_webcam(number, self._every)
+
+
+def _name_videos(paths: Sequence[str]) -> dict[str, str]:
+    """The videos' paths by their names: the last parts, or those below their common folder if two share one."""
+    names = [os.path.basename(path) for path in paths]
+    if len(set(names)) < len(names):
+        root = os.path.commonpath([os.path.dirname(path) for path in paths])
+        names = [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
+    return dict(zip(names, paths, strict=True))
+
+
+def _without_results(found: Pictures, results: Path | None) -> list[str]:
+    if results is None:
+        return found.names
+    own = tuple(os.path.join(os.path.abspath(results.expanduser()), folder, "") for folder in FOLDERS)
+    return [name for place, name in enumerate(found.names) if not found.path(place).startswith(own)]
 
 
 def _is_video(item: str) -> bool:
@@ -127,8 +152,7 @@ def _count_frames(path: str, every: int) -> int:
     return max(1, -(-count // every))  # a video that cannot be read is one picture, skipped
 
 
-def _read_video(path: str, every: int) -> Iterator[Frame]:
-    name = os.path.basename(path)
+def _read_video(name: str, path: str, every: int) -> Iterator[Frame]:
     frame = None
     with _open(path) as capture:
         for frame in _capture(capture, name, every):
@@ -155,6 +179,9 @@ def _capture(capture: cv2.VideoCapture, name: str, every: int) -> Iterator[Frame
     while capture.grab():
         if number % every == 0:
             is_sound, bgr = capture.retrieve()
+            frame = f"{name}/{number:06d}"
             if is_sound:
-                yield Frame(f"{name}/{number:06d}", np.ascontiguousarray(bgr[:, :, ::-1], dtype=np.uint8))
+                yield Frame(frame, np.ascontiguousarray(bgr[:, :, ::-1], dtype=np.uint8))
+            else:
+                yield Frame(frame, None, f"cannot read frame {frame}: OpenCV does not decode it")
         number += 1

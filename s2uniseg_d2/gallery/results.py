@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +17,7 @@ from s2uniseg_d2.data.pictures import Picture
 from s2uniseg_d2.evaluation.coco_results import encode_instances
 from s2uniseg_d2.evaluation.png_maps import write_ids, write_labels
 from s2uniseg_d2.evaluation.whole_files import replacing, write_json
+from s2uniseg_d2.exit_status import one_line
 from s2uniseg_d2.segmenter import Segmentation
 
 from .overlay import draw_overlay, mask_areas
@@ -23,19 +25,25 @@ from .page import KINDS, Card, PageFacts, count_clusters, make_card, shown_name,
 
 NO_CLUSTER = 65535  # in a semantic PNG
 OVERLAY_QUALITY = 92
+LONGEST_PX = 65_500  # that the JPEG coder takes
+LONGEST_NAME = 180  # bytes of a part of a file's name: systems take 255, and a file that is being written has more
 PAGE = "index.html"
+FOLDERS = ("overlays", "panoptic", "semantic")
+_OWN = (PAGE, "instances.json", "panoptic.json", *FOLDERS)
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder for results that cannot be one.
 
     Raises:
-        ValueError: if it is a file, or holds an earlier run and ``overwrite`` is not set.
+        ValueError: if it is a file, or holds an earlier run, or a part of one, and ``overwrite`` is not set.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder, got the file {folder}")
-    if (folder / PAGE).exists() and not overwrite:
-        raise ValueError(f"output {folder} already holds a gallery: add --overwrite, or name another folder")
+    found = [name for name in _OWN if (folder / name).exists()]
+    if found and not overwrite:
+        what = "a gallery" if PAGE in found else f"a part of a gallery ({', '.join(found)})"
+        raise ValueError(f"output {folder} already holds {what}: add --overwrite, or name another folder")
 
 
 class ResultFiles:
@@ -50,30 +58,38 @@ class ResultFiles:
         folder: made if it does not exist.
         kinds: of instance, semantic and panoptic, those that are written.
         clusters: K, how many there are.
+        page_limit: pictures that the page holds, the first ones: a browser has to take all of it in.
 
     Raises:
         ValueError: if a kind is unknown.
+
+    Attributes:
+        skipped: name and reason of what is in none of the files.
+        cards: of the pictures that are in the page.
+        masks: how many all pictures have together, of all kinds.
     """
 
-    def __init__(self, folder: Path, kinds: Sequence[str], clusters: int) -> None:
+    def __init__(self, folder: Path, kinds: Sequence[str], clusters: int, page_limit: int = 500) -> None:
         if unknown := [kind for kind in kinds if kind not in KINDS]:
             raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(unknown)}")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.kinds, self.clusters = folder, tuple(kinds), clusters
         self.skipped: list[tuple[str, str]] = []
         self.cards: list[Card] = []
+        self.masks = 0
+        self._page_limit = page_limit
         self._images: list[dict[str, Any]] = []
         self._instances: list[list[dict[str, Any]]] = []
         self._panoptic: list[dict[str, Any]] = []
         self._taken: set[str] = set()
 
     @property
-    def masks(self) -> int:
-        """How many masks all pictures have together, of all kinds."""
-        return sum(len(masks["cluster"]) for card in self.cards for masks in card.about["masks"].values())
+    def pictures(self) -> int:
+        """How many pictures were added."""
+        return len(self._images)
 
     def skip(self, name: str, reason: str) -> None:
-        """Note a picture that could not be read."""
+        """Note a picture that could not be read or is no picture for these files."""
         self.skipped.append((name, reason))
 
     def add(self, name: str, picture: Picture, found: Segmentation, seconds: float) -> None:
@@ -93,12 +109,13 @@ class ResultFiles:
             write_labels(self.folder / "semantic" / f"{stem}.png", found.semantic.numpy(), NO_CLUSTER)
         for kind in self.kinds:
             self._write_overlay(self.folder / "overlays" / kind / f"{stem}.jpg", kind, picture, found)
-        card = make_card(name, picture, found, self.kinds, seconds)
+        if len(self.cards) < self._page_limit:
+            self.cards.append(make_card(name, picture, found, self.kinds, seconds))
+        self.masks += sum(_count_masks(found, kind) for kind in self.kinds)
         # only now, so that a picture is in all of the lists or in none
         self._images.append(image)
         self._instances.append(instances)
         self._panoptic.append(panoptic)
-        self.cards.append(card)
 
     def finish(self, info: dict[str, Any], facts: PageFacts) -> None:
         """Write what describes all pictures that were added, if there are any, and the list of those skipped.
@@ -109,11 +126,12 @@ class ResultFiles:
         skipped = self.folder / "skipped.txt"
         skipped.unlink(missing_ok=True)
         if self.skipped:
-            lines = "".join(f"{shown_name(name)}\t{shown_name(reason)}\n" for name, reason in self.skipped)
+            lines = "".join(f"{one_line(name)}\t{one_line(reason)}\n" for name, reason in self.skipped)
             with replacing(skipped) as partial:
                 partial.write_text(lines, encoding="utf-8")
-        if not self.cards:
+        if not self._images:
             return
+        self._remove_earlier()
         head = {"info": {"version": __version__, **info}, "images": self._images}
         things = [{"id": k, "name": f"cluster {k}", "supercategory": "thing"} for k in range(self.clusters)]
         if "instance" in self.kinds:
@@ -130,9 +148,23 @@ class ResultFiles:
             write_json(self.folder / "panoptic.json", content)
         write_page(self.folder / PAGE, self.cards, facts)
 
+    def _remove_earlier(self) -> None:
+        """Remove what an earlier run has left in the folder and this one has not written anew."""
+        for kind, name in (("instance", "instances.json"), ("panoptic", "panoptic.json")):
+            if kind not in self.kinds:
+                (self.folder / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            root = self.folder / name
+            for path in [*root.rglob("*.jpg"), *root.rglob("*.png")]:
+                below = path.relative_to(root)
+                kind = below.parts[0] if name == "overlays" else name
+                stem = PurePosixPath(*below.parts[1:]) if name == "overlays" else below
+                if kind not in self.kinds or str(stem)[: -len(path.suffix)] not in self._taken:
+                    path.unlink()
+
     def _free_stem(self, name: str) -> str:
         """The name of a picture's files: its own without its ending, unless another picture has that one."""
-        path = PurePosixPath(shown_name(name))
+        path = PurePosixPath(*map(_shorten, PurePosixPath(shown_name(name)).parts))
         stem = str(path.with_suffix(""))
         if stem in self._taken:
             stem = str(path)
@@ -175,6 +207,21 @@ class ResultFiles:
             raise OSError(f"{path} could not be written: a JPEG holds no picture of {picture.shape[1::-1]} pixels")
         with replacing(path) as partial:
             partial.write_bytes(np.asarray(data).tobytes())
+
+
+def _count_masks(found: Segmentation, kind: str) -> int:
+    if kind == "semantic":
+        return len(count_clusters(found.semantic)[0])
+    return len(found.instances if kind == "instance" else found.segments)
+
+
+def _shorten(part: str) -> str:
+    """A part of a file's name with its ending, short enough for every system; cut ones end in a digest of the whole."""
+    if len(part.encode()) <= LONGEST_NAME:
+        return part
+    suffix = PurePosixPath(part).suffix
+    ending = f"-{hashlib.sha256(part.encode()).hexdigest()[:8]}{suffix if len(suffix.encode()) < 20 else ''}"
+    return part.encode()[: LONGEST_NAME - len(ending.encode())].decode(errors="ignore") + ending
 
 
 def _segment_ids(found: Segmentation) -> torch.Tensor:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
+import cv2
+import torch
 from tqdm import tqdm
 
 from s2uniseg_d2.segmenter import Segmenter
 
 from .frames import Frame, Frames
 from .page import KINDS, PageFacts
-from .results import ResultFiles, check_output
+from .results import LONGEST_PX, ResultFiles, check_output
 
 _BEHIND = 2  # pictures that may wait to be written
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_noinv_fmt}]"
+# what ends a run; what is done by then is written first
+_FAULTS = (ValueError, ArithmeticError, OSError, RuntimeError, cv2.error)
 
 
 @dataclass(frozen=True)
@@ -31,18 +40,23 @@ class GalleryOptions:
         output: the folder.
         kinds: of instance, semantic and panoptic.
         overwrite: take the place of an earlier run in the folder.
+        page_limit: pictures that the page holds, the first ones.
     """
 
     output: Path
     kinds: tuple[str, ...] = KINDS
     overwrite: bool = False
+    page_limit: int = 500
 
     def check(self) -> None:
         """Refuse an output that cannot be used, before a model is loaded.
 
         Raises:
-            ValueError: if it is a file, or holds an earlier run and ``overwrite`` is not set.
+            ValueError: if it is a file, or holds an earlier run and ``overwrite`` is not set; if ``page_limit`` is
+                below 1.
         """
+        if self.page_limit < 1:
+            raise ValueError(f"page_limit must be at least 1, got {self.page_limit}")
         check_output(self.output, overwrite=self.overwrite)
 
 
@@ -52,10 +66,10 @@ class Outcome(NamedTuple):
     Attributes:
         pictures: that were segmented and written.
         masks: of all kinds.
-        skipped: name and reason of what could not be read.
+        skipped: name and reason of what could not be read, or was too large.
         seconds: from the first picture to the last file.
         model_seconds: of these in the model.
-        is_interrupted: whether Ctrl-C ended it.
+        stopped_by: SIGINT (Ctrl-C) or SIGTERM, if one of them ended it.
     """
 
     pictures: int
@@ -63,11 +77,11 @@ class Outcome(NamedTuple):
     skipped: list[tuple[str, str]]
     seconds: float
     model_seconds: float
-    is_interrupted: bool
+    stopped_by: signal.Signals | None
 
 
 def make_gallery(segmenter: Segmenter, frames: Frames, options: GalleryOptions) -> Outcome:
-    """Segment all frames into a folder; Ctrl-C ends the run early, and what is done by then is written.
+    """Segment all frames into a folder. Ctrl-C, SIGTERM and errors end the run, and what is done by then is written.
 
     Raises:
         ValueError: if the output cannot be used.
@@ -75,9 +89,10 @@ def make_gallery(segmenter: Segmenter, frames: Frames, options: GalleryOptions) 
         OSError: if a file cannot be written.
     """
     options.check()
-    files = ResultFiles(options.output, options.kinds, segmenter.num_clusters)
-    start, model_seconds, is_interrupted = time.perf_counter(), 0.0, False
+    files = ResultFiles(options.output, options.kinds, segmenter.num_clusters, options.page_limit)
+    start, fault = time.perf_counter(), None
     with (
+        _Signals() as signals,
         tqdm(
             total=frames.total,
             unit=" pictures",
@@ -87,30 +102,99 @@ def make_gallery(segmenter: Segmenter, frames: Frames, options: GalleryOptions) 
         ThreadPoolExecutor(1) as reader,
         ThreadPoolExecutor(1) as writer,
     ):
-        written: deque[Future[None]] = deque()
+        work = _Work(segmenter, files, bar, writer)
         try:
             for frame in _read_ahead(reader, frames):
-                if frame.picture is None:
-                    files.skip(frame.name, frame.reason)
-                    bar.update()
-                    continue
-                begin = time.perf_counter()
-                found = segmenter.segment(frame.picture)
-                seconds = time.perf_counter() - begin
-                model_seconds += seconds
-                written.append(writer.submit(files.add, frame.name, frame.picture, found, seconds))
-                while written and (len(written) > _BEHIND or written[0].done()):
-                    written.popleft().result()
-                    bar.update()
+                work.take(frame)
+            work.settle()
         except KeyboardInterrupt:
-            is_interrupted = True
-        while written:
-            written.popleft().result()
-            bar.update()
-    info = {"source": segmenter.source, "score_threshold": segmenter.score_threshold}
-    files.finish(info, _describe(files, segmenter, time.perf_counter() - start, is_interrupted=is_interrupted))
+            signals.received = signals.received or signal.SIGINT
+        except _FAULTS as error:
+            fault = error
+        signals.wait = True
+        with contextlib.suppress(*_FAULTS) if fault else contextlib.nullcontext():
+            work.settle()
+        end = str(fault) if fault else "it was interrupted" if signals.received else ""
+        facts = _describe(files, segmenter, time.perf_counter() - start, end)
+        with contextlib.suppress(*_FAULTS) if fault else contextlib.nullcontext():
+            files.finish({"source": segmenter.source, "score_threshold": segmenter.score_threshold}, facts)
+    if fault:
+        logging.getLogger(__name__).warning("%d pictures were done before an error and are written", files.pictures)
+        raise fault
     seconds = time.perf_counter() - start
-    return Outcome(len(files.cards), files.masks, files.skipped, seconds, model_seconds, is_interrupted)
+    return Outcome(files.pictures, files.masks, files.skipped, seconds, work.model_seconds, signals.received)
+
+
+@dataclass
+class _Work:
+    segmenter: Segmenter
+    files: ResultFiles
+    bar: tqdm[None]
+    writer: ThreadPoolExecutor
+    model_seconds: float = 0.0
+    written: deque[Future[None]] = field(default_factory=deque)
+
+    def take(self, frame: Frame) -> None:
+        """Segment a frame and have it written, or note why not."""
+        picture, reason = frame.picture, frame.reason
+        if picture is not None and max(picture.shape) > LONGEST_PX:
+            reason = f"cannot use picture {frame.name}: a side has more than {LONGEST_PX} pixels, a JPEG's limit"
+        if picture is None or reason:
+            self._skip(frame.name, reason)
+            return
+        begin = time.perf_counter()
+        try:
+            found = self.segmenter.segment(picture)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            size = f"{picture.shape[1]} x {picture.shape[0]}"
+            self._skip(frame.name, f"cannot use picture {frame.name}: too little memory for masks of {size} pixels")
+            return
+        seconds = time.perf_counter() - begin
+        self.model_seconds += seconds
+        self.written.append(self.writer.submit(self.files.add, frame.name, picture, found, seconds))
+        while self.written and (len(self.written) > _BEHIND or self.written[0].done()):
+            self._settle_first()
+
+    def settle(self) -> None:
+        """Wait until all is written."""
+        while self.written:
+            self._settle_first()
+
+    def _settle_first(self) -> None:
+        self.written.popleft().result()
+        self.bar.update()
+
+    def _skip(self, name: str, reason: str) -> None:
+        self.files.skip(name, reason)
+        self.bar.update()
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM end the work once; after that, and while ``wait`` is set, they leave time to write.
+
+    Only the main thread can have it so; elsewhere, and where a shell has switched a signal off, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.wait = False
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        if not self.wait and self.received is None:
+            self.received = signal.Signals(number)
+            raise KeyboardInterrupt
 
 
 def _read_ahead(pool: ThreadPoolExecutor, frames: Frames) -> Iterator[Frame]:
@@ -121,10 +205,13 @@ def _read_ahead(pool: ThreadPoolExecutor, frames: Frames) -> Iterator[Frame]:
         yield frame
 
 
-def _describe(files: ResultFiles, segmenter: Segmenter, seconds: float, *, is_interrupted: bool) -> PageFacts:
-    count = len(files.cards)
-    sentences = [f"{count} pictures, {files.masks:,} masks, {seconds:.1f} s ({count / seconds:.2f} pictures/s)."]
-    sentences.append(segmenter.source)
-    if is_interrupted:
-        sentences.append("The run was interrupted: these are the pictures that were done.")
+def _describe(files: ResultFiles, segmenter: Segmenter, seconds: float, end: str) -> PageFacts:
+    count, kinds = files.pictures, len(files.kinds)
+    of_kinds = f" of {kinds} kinds" if kinds > 1 else ""
+    speed = f"{seconds:.1f} s ({count / seconds:.2f} pictures/s)"
+    sentences = [f"{count:,} pictures, {files.masks:,} masks{of_kinds}, {speed}.", segmenter.source]
+    if len(files.cards) < count:
+        sentences.append(f"This page shows the first {len(files.cards):,}; the files beside it hold all.")
+    if end:
+        sentences.append(f"The run ended early ({end}): these are the pictures that were done.")
     return PageFacts("S2-UniSeg masks", sentences, segmenter.score_threshold, files.skipped)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -107,6 +109,27 @@ def test_a_webcam_gives_pictures_until_the_limit(monkeypatch):
     found = list(frames)
     assert [frame.name for frame in found] == ["webcam5/000000", "webcam5/000002"]
     assert found[0].picture[0, 0].tolist() == [3, 2, 1]
+
+
+def test_a_frame_that_cannot_be_decoded_is_skipped(monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(Camera, "retrieve", lambda _: (False, None))
+    (only,) = list(Frames(["webcam:5"], limit=1))
+    assert only.picture is None
+    assert only.reason == "cannot read frame webcam5/000000: OpenCV does not decode it"
+
+
+def test_videos_of_one_name_keep_apart(video, tmp_path):
+    names = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        names.append(str(shutil.copy(video, tmp_path / folder)))
+    assert [frame.name for frame in Frames(names, every=7)] == ["a/clip.avi/000000", "b/clip.avi/000000"]
+
+
+def test_a_video_may_lie_in_the_home_folder(video, monkeypatch):
+    monkeypatch.setenv("HOME", str(video.parent))
+    assert next(iter(Frames(["~/clip.avi"]))).picture is not None
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,23 @@ def test_equal_names_get_files_of_their_own(folder):
             assert image.size == (30, 20)
 
 
+def test_long_names_are_cut_and_stay_apart(tmp_path, found, picture):
+    files = ResultFiles(tmp_path, ("semantic",), 8)
+    names = [f"{'é' * 124}{letter}.png" for letter in "ab"]
+    for name in names:
+        files.add(name, picture, found, 0.1)
+    files.finish({}, FACTS)
+    written = sorted(path.name for path in (tmp_path / "semantic").iterdir())
+    assert len(written) == 2
+    assert all(name.startswith("é" * 80) and len(name.encode()) <= 180 for name in written)
+
+
+def test_a_part_of_a_gallery_is_refused(tmp_path):
+    (tmp_path / "overlays").mkdir()
+    with pytest.raises(ValueError, match=r"already holds a part of a gallery \(overlays\): add --overwrite"):
+        check_output(tmp_path, overwrite=False)
+
+
 def test_skipped_pictures_are_listed(folder):
     assert (folder / "skipped.txt").read_text() == "bad.png\tcannot read picture bad.png: it is none\n"
 
