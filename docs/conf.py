@@ -28,7 +28,7 @@ project_copyright = f"2026, {author}"
 _version = re.search(r'^__version__ = "([^"]+)"', (ROOT / "s2uniseg_d2/__init__.py").read_text(encoding="utf-8"), re.M)
 version = release = _version.group(1) if _version else ""
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "reference"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "reference", "root_pages"]
 exclude_patterns = ["extensions"]
 html_theme = "furo"
 html_title = f"{project} {release}"
@@ -61,7 +61,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 # Pages that may still be missing; an entry that exists is taken out of this list.
-PENDING = {"compatibility", "export", "security", "trunks"}
+PENDING = {"compatibility"}
 
 
 def _leave_out_pending(_app: Any, docname: str, source: list[str]) -> None:

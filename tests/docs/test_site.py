@@ -37,9 +37,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(DOCS, folder / "docs", ignore=shutil.ignore_patterns("api", "__pycache__"))
     for path in REPOSITORY.iterdir():
-        if path.suffix == ".md":  # pages include these, and links in them are relative to where they really lie
-            shutil.copy(path, folder)
-        elif path.name != "docs" and not path.name.startswith("."):
+        if path.name != "docs" and not path.name.startswith("."):
             (folder / path.name).symlink_to(path)
     settings = ["-D", "nb_execution_mode=off", "-t", "without_reference"]
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", *settings]
@@ -58,6 +56,11 @@ def test_every_page_is_built(site):
     sources = [*DOCS.glob("*.md"), *DOCS.glob("notebooks/*.ipynb")]
     built = {path.relative_to(site).with_suffix("").as_posix() for path in pages(site)}
     assert {source.relative_to(DOCS).with_suffix("").as_posix() for source in sources} <= built
+
+
+def test_pages_of_the_root_are_there_with_their_links(site):
+    assert "[Unreleased]" in (site / "changelog.html").read_text()
+    assert 'href="contributing.html"' in (site / "security.html").read_text().split("<article", 1)[1]
 
 
 def test_nothing_is_fetched_from_elsewhere(site):
