@@ -16,6 +16,7 @@ from torch import Tensor
 import s2uniseg_d2.modeling  # noqa: F401  (registers the model)
 from s2uniseg_d2.config import load_config
 from s2uniseg_d2.core.ops.masks import mask_boxes
+from s2uniseg_d2.core.tensor_files import refuse_broken
 from s2uniseg_d2.data.augmentation import resize_longest
 from s2uniseg_d2.data.pictures import Picture
 from s2uniseg_d2.engine.checkpoint import SafeCheckpointer
@@ -227,9 +228,4 @@ class _StrictCheckpointer(SafeCheckpointer):
                 f"prediction needs differ in name or shape ({', '.join(unfit[:3])}); name the config file that it was "
                 "trained with, which is config.yaml in the folder of that run"
             )
-        broken = [name for name in ours if not torch.isfinite(state[name]).all()]
-        if broken:
-            raise ValueError(
-                f"weights file {filename} holds NaN or infinity in {len(broken)} of {len(ours)} tensors "
-                f"({', '.join(broken[:3])}): the training diverged, take an earlier checkpoint"
-            )
+        refuse_broken({name: state[name] for name in ours}, f"weights file {filename}")

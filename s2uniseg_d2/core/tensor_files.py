@@ -9,7 +9,7 @@ import struct
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any
@@ -73,6 +73,51 @@ def read_tensor_file(path: Path, *, mmap: bool = False) -> Any:
         raise
     except READ_ERRORS as error:
         raise TensorFileError(_reason(path, error)) from error
+
+
+def broken_tensors(content: Any) -> list[str]:
+    """The dotted names of tensors with NaN or infinity, in dicts and lists of any depth; names in the order found.
+
+    Of sparse and quantized tensors and of those without values nothing is said.
+    """
+    found, seen, waiting = [], set(), [("", content)]
+    while waiting:
+        name, item = waiting.pop()
+        if isinstance(item, torch.Tensor):
+            found += [name] if _is_broken(item) else []
+        elif isinstance(item, (Mapping, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))  # a file's lists may hold themselves
+            pairs = list(item.items() if isinstance(item, Mapping) else enumerate(item))
+            waiting += [(f"{name}.{key}" if name else str(key), value) for key, value in reversed(pairs)]
+    return found
+
+
+def _is_broken(tensor: torch.Tensor) -> bool:
+    has_values = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
+    if not has_values or not (tensor.is_floating_point() or tensor.is_complex()):
+        return False
+    storage = tensor.untyped_storage()
+    if tensor.numel() * tensor.element_size() > storage.nbytes():
+        # a file may say that few values fill a shape of any size: those few are looked at
+        tensor = tensor.as_strided((storage.nbytes() // tensor.element_size(),), (1,), 0)
+    return not bool(tensor.detach().isfinite().all())
+
+
+def refuse_broken(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Let no NaN or infinity come out of a file into a model, which would spread it to all others.
+
+    Args:
+        tensors: by name.
+        source: what to call their file in the message.
+
+    Raises:
+        ValueError: if any tensor holds one; names the first of them.
+    """
+    if broken := broken_tensors(tensors):
+        raise ValueError(
+            f"{source} holds NaN or infinity in {len(broken)} of {len(tensors)} tensors "
+            f"({', '.join(broken[:_SHOWN])}): the training diverged or the file is damaged, take an earlier one"
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

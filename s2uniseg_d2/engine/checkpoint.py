@@ -12,6 +12,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
+from s2uniseg_d2.core.tensor_files import READ_ERRORS, refuse_broken
+
 from .checkpoint_files import (
     FINAL,
     LAST,
@@ -36,7 +38,8 @@ class SafeCheckpointer(DetectionCheckpointer):
     here :func:`~.checkpoint_files.read_checkpoint` reads all files, which must lie on the disk.
 
     A file of another model is refused when less than half of this model's tensors are in it, instead of training or
-    evaluating random weights in silence. Files are written whole or not at all.
+    evaluating random weights in silence; so is one with NaN or infinity in a tensor of this model. Files
+    are written whole or not at all.
 
     Args:
         model: whose weights are saved and loaded.
@@ -60,7 +63,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         try:
             # past Detectron2's own step, which takes a path for an address: "?" in a name is part of the name here
             return dict(super(DetectionCheckpointer, self).load(path, *args, **kwargs))
-        except (LookupError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
+        except READ_ERRORS as error:
+            if path and path in str(error):
+                raise  # it says what is wrong with the file
+            # PyTorch's words for a state that is another optimizer's or model's
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"weights file {path} cannot be loaded into this model ({type(error).__name__}: {reason})"
@@ -167,6 +173,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"weights file {filename} must hold dense tensors by name, got {type(state[others[0]]).__name__} under "
                 f"{others[0]!r} and {len(others) - 1} more such"
             )
+        refuse_broken({name: tensors[name] for name in known}, f"weights file {filename}")
 
 
 def _is_plain(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file
+from s2uniseg_d2.core.tensor_files import TensorFileError, broken_tensors, read_tensor_file
 
 LAST = "last_checkpoint"  # the file that names the newest checkpoint
 FINAL = "model_final.pth"
@@ -149,7 +149,8 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
 def damage_of(path: Path) -> str | None:
     """Why a run cannot go on from a checkpoint, in words; None if it can.
 
-    Checks the sums that PyTorch writes and does not look at, so that flipped bits are found as well.
+    Checks the sums that PyTorch writes and does not look at, so that flipped bits are found as well, and that no
+    tensor, of the optimizer's neither, holds NaN or infinity.
     """
     if not path.is_file():
         return "it does not exist"
@@ -166,4 +167,6 @@ def damage_of(path: Path) -> str | None:
         content = read_checkpoint(path)
     except ValueError as error:
         return str(error)
+    if broken := broken_tensors(content):
+        return f"it holds NaN or infinity in {len(broken)} tensors ({', '.join(broken[:3])})"
     return None if "trainer" in content else "it holds weights alone, not the state of a run"

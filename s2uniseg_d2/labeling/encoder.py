@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file
+from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file, refuse_broken
 from s2uniseg_d2.modeling.backbone import ViTAdapterBackbone
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def build_encoder(cfg: Any, weights: str | None = None) -> ViTAdapterBackbone:
             map is zero at first. None takes what the config names: ``MODEL.WEIGHTS``, else ``MODEL.VIT.WEIGHTS``.
 
     Raises:
-        ValueError: if the weights are neither of these, cannot be read, or do not fit the config.
+        ValueError: if the weights are neither of these, cannot be read, do not fit the config, or hold NaN or infinity.
     """
     chosen = (cfg.MODEL.WEIGHTS or cfg.MODEL.VIT.WEIGHTS) if weights is None else weights
     teacher = read_teacher(Path(chosen)) if Path(chosen).is_file() else None
@@ -97,6 +97,7 @@ def _load_teacher(encoder: ViTAdapterBackbone, stored: Mapping[str, Tensor], pat
             f"weights {path!r} do not fit the config: {len(unfit)} of {len(own)} tensors of the encoder differ in name "
             f"or shape ({', '.join(unfit[:3])}); name the config file that the checkpoint was trained with"
         )
+    refuse_broken(stored, f"weights {path!r}")
     encoder.load_state_dict(stored)
 
 

@@ -63,6 +63,22 @@ def test_a_checkpoint_cut_short_is_refused_by_name(model, tmp_path):
         load(model, tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_and_none_is_taken(model, tmp_path, value):
+    state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    state["1.bias"][0] = value
+    before = model[0].weight.clone()
+    torch.save({"model": state}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth holds NaN or infinity in 1 of 4 tensors .1\.bias.: the training div"):
+        load(model, tmp_path / "w.pth")
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_tensor_of_no_name_here_may_hold_anything(model, tmp_path):
+    torch.save({"model": {**model.state_dict(), "other": torch.tensor(float("nan"))}}, tmp_path / "w.pth")
+    load(model, tmp_path / "w.pth")
+
+
 def test_a_final_checkpoint_that_a_stop_prevented_is_made_up_for(model, tmp_path):
     checkpointer = SafeCheckpointer(model, str(tmp_path))
     checkpointer.copy_final(7)

@@ -32,7 +32,10 @@ class Progress:
 
 def checkpointer(folder, iteration=-1, *, keep=0, width=4):
     model = nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2))
-    return SafeCheckpointer(model, str(folder), keep=keep, trainer=Progress(iteration))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return SafeCheckpointer(model, str(folder), keep=keep, trainer=Progress(iteration), optimizer=optimizer)
 
 
 def save(folder, *iterations, keep=0):
@@ -130,7 +133,22 @@ def flip(path):
     path.write_bytes(content)
 
 
+def poison(place, value):
+    """Put a value into the first tensor of a part of a checkpoint, with sums that are right."""
+
+    def change(path):
+        content = torch.load(path, weights_only=True)
+        tensors = content["model"] if place == "model" else content["optimizer"]["state"][0]
+        next(iter(tensors.values())).view(-1)[-1] = value
+        torch.save(content, path)
+
+    return change
+
+
 DAMAGES = {
+    "nan": (poison("model", float("nan")), r"it holds NaN or infinity in 1 tensors (model.0.weight)"),
+    "infinite": (poison("model", float("-inf")), r"it holds NaN or infinity in 1 tensors (model.0.weight)"),
+    "optimizer": (poison("optimizer", float("nan")), r"in 1 tensors (optimizer.state.0.momentum_buffer)"),
     "empty": (lambda path: path.write_bytes(b""), "it is empty"),
     "cut": (cut, "it is cut short"),
     "flipped": (flip, "does not match its checksum"),
@@ -152,6 +170,15 @@ def test_the_last_good_checkpoint_is_found_when_the_newest_is_damaged(tmp_path, 
     (record,) = caplog.records
     for part in ("model_0000029.pth", reason, "going on from", "model_0000019.pth"):
         assert part in record.getMessage()
+
+
+def test_a_run_that_has_diverged_in_all_checkpoints_does_not_go_on(tmp_path):
+    save(tmp_path, 9)
+    poison("model", float("nan"))(tmp_path / "model_0000009.pth")
+    with pytest.raises(
+        ValueError, match=r"can be gone on from: .*0000009\.pth cannot be used: it holds NaN or infinity"
+    ):
+        resumed_iteration(tmp_path)
 
 
 def test_nothing_sound_ends_in_one_sentence(tmp_path):

@@ -48,6 +48,14 @@ def test_a_checkpoint_of_the_trainer_gives_the_teachers_encoder(model, tmp_path,
     assert differ(encoder, model.backbone) != []
 
 
+def test_a_teacher_that_is_not_finite_is_refused(model, tmp_path):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["teacher_backbone.trunk.up.bias"][0] = float("nan")
+    torch.save({"model": state}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth' holds NaN or infinity in 1 of \d+ tensors .trunk\.up\.bias"):
+        build_encoder(tiny_config(), str(tmp_path / "w.pth"))
+
+
 def test_a_file_of_a_vit_gives_the_vit_and_leaves_the_adapter_fresh(model, tmp_path):
     path = tmp_path / "dino.pth"
     torch.save(model.teacher_backbone.trunk.vit.state_dict(), path)

@@ -125,6 +125,14 @@ def test_states_of_another_run_are_refused(tmp_path):
         SafeCheckpointer(model, optimizer=optimizer).load(str(tmp_path / "w.pth"))
 
 
+def test_an_optimizer_of_another_size_is_refused(tmp_path):
+    model, other = nn.Linear(2, 2), nn.Linear(2, 2, bias=False)
+    states = torch.optim.SGD(other.parameters(), 0.1).state_dict()
+    torch.save({"model": model.state_dict(), "optimizer": states}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth cannot be loaded into this model \(ValueError: loaded state dict"):
+        SafeCheckpointer(model, optimizer=torch.optim.SGD(model.parameters(), 0.1)).load(str(tmp_path / "w.pth"))
+
+
 def test_damage_of_names_an_exploit(tmp_path):
     (tmp_path / "w.pth").write_bytes(zipped(tmp_path / "touched"))
     assert "posix.system" in damage_of(tmp_path / "w.pth")

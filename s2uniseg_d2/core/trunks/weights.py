@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file
+from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file, refuse_broken
 from s2uniseg_d2.core.trunks.vit import TimmViT
 
 BRANCHES = ("teacher", "student")
@@ -116,7 +116,8 @@ def copy_tensors(
         resampled: names of those that were made to fit.
 
     Raises:
-        ValueError: if less than half of the module's numbers would be loaded: the file is another model's.
+        ValueError: if less than half of the module's numbers would be loaded: the file is another model's; or if any
+            of them is NaN or infinite.
     """
     own = module.state_dict()
     loaded = {name: value for name, value in stored.items() if name in own and value.shape == own[name].shape}
@@ -138,6 +139,7 @@ def copy_tensors(
             f"{source} does not fit {target!r}: {count:,} of {total:,} numbers would be loaded "
             f"({report.summary()}{detail})"
         )
+    refuse_broken(loaded, source)
     module.load_state_dict(loaded, strict=False)
     return report
 

@@ -173,6 +173,19 @@ def test_positions_of_another_square_grid_are_resampled_as_timm_does(make_vit, p
     assert torch.equal(vit(images), plain_timm(source).forward_features(images))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_and_change_nothing(make_vit, source, save, value):
+    state = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    state["blocks.1.attn.qkv.weight"][3, 4] = value
+    target = make_vit()
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"weights\.pth' holds NaN or infinity in 1 of \d+ tensors .blocks\.1\.attn\.qkv"
+    ):
+        load_trunk_weights(target, save(state))
+    assert_holds(target, before)
+
+
 @pytest.mark.parametrize("tokens", [1, 1 + 60, 0])
 def test_positions_without_a_square_grid_are_mismatched(make_vit, source, save, tokens):
     state = dict(source.state_dict())
