@@ -17,7 +17,7 @@ import warnings
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from s2uniseg_d2._detectron2 import require_detectron2
-from s2uniseg_d2.exit_status import ERROR, HELP, INTERRUPTED
+from s2uniseg_d2.exit_status import HELP, INTERRUPTED, fail
 
 NAME = "train_net.py"
 EPILOG = """\
@@ -49,11 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         require_detectron2()
         from s2uniseg_d2.engine.command import execute
     except ImportError as error:
-        sys.stderr.write(f"{NAME}: {' '.join(str(error).split())}\n")
-        return ERROR
+        return fail(NAME, error)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{NAME}: interrupted before anything was done\n")
-        return INTERRUPTED
+        return fail(NAME, "interrupted before anything was done", INTERRUPTED)
     return execute(args, NAME)
 
 

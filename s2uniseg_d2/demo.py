@@ -97,7 +97,10 @@ def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
         f"({speed:.2f} pictures/s, {outcome.model_seconds / outcome.seconds:.0%} of the time in the model)\n"
     )
     if not outcome.masks:
-        sys.stderr.write("no mask reached the score threshold: a smaller --score-threshold shows more\n")
+        sys.stderr.write(
+            "no mask reached the score threshold: a smaller --score-threshold shows more instances, and "
+            "-- MODEL.INFERENCE.OBJECT_THRESHOLD 0.3 more panoptic segments\n"
+        )
     page = colored(f"{output}/index.html", attrs=["bold"])
     sys.stdout.write(f"{page}: open it in a browser; the files lie beside it\n")
     if outcome.stopped_by:

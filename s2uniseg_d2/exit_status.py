@@ -32,9 +32,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
+def printable(text: object) -> str:
+    """Text that does nothing to a terminal: line breaks and all else that cannot be printed become "?"."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
+
+
 def one_line(text: object) -> str:
-    """Text that stays one line and does nothing to a terminal: blanks become single, what cannot be printed "?"."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
+    """The same for prose: blanks and line breaks become single blanks."""
+    return printable(" ".join(str(text).split()))
 
 
 def fail(name: str, reason: object, status: int = ERROR) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from s2uniseg_d2._detectron2 import require_detectron2
-from s2uniseg_d2.exit_status import ERROR, HELP, INTERRUPTED
+from s2uniseg_d2.exit_status import HELP, INTERRUPTED, fail, printable
 
 NAME = "own_pictures"
 # A wheel holds the recipes in the package, a checkout beside it.
@@ -50,11 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_detectron2()
         words = _prepare(arguments)
     except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"{NAME}: {' '.join(str(error).split())}\n")
-        return ERROR
+        return fail(NAME, error)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{NAME}: interrupted while the pictures were looked at; nothing was written\n")
-        return INTERRUPTED
+        return fail(NAME, "interrupted while the pictures were looked at; nothing was written", INTERRUPTED)
     if arguments.dry_run or not _is_trained(arguments.output):
         from s2uniseg_d2.engine.command import execute
 
@@ -188,7 +186,7 @@ def _draw(arguments: argparse.Namespace) -> int:
 
 
 def _say(lines: list[str]) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
     sys.stdout.flush()
 
 

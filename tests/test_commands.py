@@ -15,14 +15,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from s2uniseg_d2 import exit_status
-from s2uniseg_d2.exit_status import UsageError, run_main, status_of
+from s2uniseg_d2.engine import command
+from s2uniseg_d2.exit_status import UsageError, fail, printable, run_main, status_of
 from tests.tiny import tiny_words, write_pictures
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = ["train_net.py", "datasets/make_scenes.py", "tools/draw_knobs.py", "tools/evaluate_checkpoints.py"]
 SCRIPTS += ["tools/install_detectron2.py", "tools/run_demo.py", "tools/run_evidence.py", "tools/training_cost.py"]
+SCRIPTS += [f"tools/{name}.py" for name in ("draw_uniap", "export_model", "export_weights", "trunk_table")]
 SCRIPTS += [str(path.relative_to(REPOSITORY)) for path in sorted(REPOSITORY.glob("datasets/prepare_*.py"))]
 MODULES = ["s2uniseg_d2.demo", "s2uniseg_d2.own_pictures", "s2uniseg_d2.pseudo_masks"]
 
@@ -88,6 +91,23 @@ def test_ctrl_c_ends_a_tool_in_a_sentence(capsys):
     assert run_main(interrupted, "tool.py", "the same words go on") == 130
     assert capsys.readouterr().err == "tool.py: interrupted; the same words go on\n"
     assert run_main(lambda: 1, "tool.py") == 1
+
+
+def test_an_error_is_one_line_and_does_nothing_to_a_terminal(capsys):
+    assert fail("tool.py", "a\n\x1b[31m  \udcff b", 3) == 3
+    assert capsys.readouterr().err == "tool.py: a ?[31m ? b\n"
+    assert printable("a  b\n") == "a  b?"
+
+
+def test_a_full_gpu_is_told_with_what_needs_less(monkeypatch, capsys):
+    def full(_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(command, "dry_run", full)
+    assert load("train_net.py").main(["--dry-run"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("train_net.py: CUDA out of memory; less is needed by smaller pictures (INPUT.GLOBAL_LONGEST")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.slow

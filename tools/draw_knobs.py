@@ -27,7 +27,7 @@ from PIL import Image
 from s2uniseg_d2.config import load_config
 from s2uniseg_d2.data.pictures import Picture
 from s2uniseg_d2.engine.drawing import caption, draw_label_map, grid, resize_to
-from s2uniseg_d2.exit_status import HELP, run_main
+from s2uniseg_d2.exit_status import HELP, fail, run_main
 from s2uniseg_d2.labeling.maker import MaskSet, PseudoMaskMaker
 from s2uniseg_d2.modeling.labelers import build_uniap
 
@@ -169,8 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
             Image.fromarray(page).quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
             print(f"{path}: {path.stat().st_size / 1000:.0f} kB", flush=True)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"draw_knobs.py: {' '.join(str(error).split())}\n")
-        return 1
+        return fail("draw_knobs.py", error)
     return 0
 
 

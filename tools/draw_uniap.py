@@ -24,6 +24,7 @@ from torch import Tensor
 from s2uniseg_d2.core.labelers.rounding import full_float32
 from s2uniseg_d2.core.labelers.uniap import Layer, UniAP, UniAPConfig
 from s2uniseg_d2.engine.drawing import Image, draw_label_map, grid, resize_to, upsample_labels
+from s2uniseg_d2.exit_status import HELP, run_main
 from s2uniseg_d2.labeling.maker import PseudoMaskMaker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -149,7 +150,9 @@ def encode_scene(seed: int) -> tuple[Image, Tensor, UniAPConfig]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Draw and write; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("docs/pictures"), help="folder (default %(default)s)")
     parser.add_argument("--seed", type=int, default=4, help="of the scene (default %(default)s)")
     args = parser.parse_args(arguments)
@@ -169,4 +172,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "draw_uniap.py"))

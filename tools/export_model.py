@@ -40,6 +40,7 @@ from s2uniseg_d2.engine.model_export import (
     write_onnx,
     write_program,
 )
+from s2uniseg_d2.exit_status import HELP, fail, run_main
 from s2uniseg_d2.modeling.s2uniseg import S2UniSeg
 
 FORMATS = ("onnx", "pt2")
@@ -104,12 +105,14 @@ def export_size(model: S2UniSeg, size: tuple[int, int], args: argparse.Namespace
 
 def main(arguments: list[str] | None = None) -> int:
     """Export; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, nargs="?", help="a .pth file of train_net.py; none: random weights")
     parser.add_argument("--config-file", type=Path, help="default: config.yaml beside the checkpoint")
     parser.add_argument("--output", type=Path, default=Path("output/exported"), help="folder")
     parser.add_argument("--size", action="append", help="ROWSxCOLUMNS; again for more; default 512x512")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="default: both")
     parser.add_argument("--runs", type=int, default=5, help="of each, whose median time is told")
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE overrides of the config")
     args = parser.parse_args(arguments)
@@ -136,10 +139,9 @@ def main(arguments: list[str] | None = None) -> int:
         }
         (args.output / "export.json").write_text(json.dumps(record, indent=1) + "\n")
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"export_model.py: {' '.join(str(error).split())}\n")
-        return 1
+        return fail("export_model.py", error)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "export_model.py"))

@@ -17,14 +17,17 @@ from pathlib import Path
 
 from s2uniseg_d2.config import load_config
 from s2uniseg_d2.engine.weight_export import WHATS, export_weights
+from s2uniseg_d2.exit_status import HELP, fail, run_main
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Export and say what was written; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, help="a .pth file of train_net.py")
     parser.add_argument("output", type=Path, help="the file to write: .pth or .safetensors")
-    parser.add_argument("--what", choices=WHATS, default=WHATS[0])
+    parser.add_argument("--what", choices=WHATS, default=WHATS[0], help="the part (default: %(default)s)")
     parser.add_argument(
         "--branch", choices=("teacher", "student"), default="teacher", help="whose ViT, with --what vit"
     )
@@ -40,8 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             args.checkpoint, args.output, what=args.what, branch=args.branch, prefix=args.prefix, cfg=cfg
         )
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"export_weights.py: {' '.join(str(error).split())}\n")
-        return 1
+        return fail("export_weights.py", error)
     size = done.path.stat().st_size / 1e6
     print(f"{done.path}: {done.tensors} tensors, {done.numbers:,} numbers, {size:,.1f} MB")
     for name, text in done.metadata.items():
@@ -52,4 +54,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "export_weights.py"))

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from s2uniseg_d2.core.trunks.vit import TimmViT
 from s2uniseg_d2.core.trunks.vit_adapter import GRID_STRIDE, ViTAdapter
+from s2uniseg_d2.exit_status import HELP, run_main
 
 NAMES = (
     "vit_small_patch8_224.dino",
@@ -200,7 +201,9 @@ def put_into(path: Path, lines: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Check and print; returns the exit status, 1 if a trunk did not do as it should."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="timm's names; default: the table's")
     parser.add_argument("--write", type=Path, help="a Markdown file whose table is replaced")
     args = parser.parse_args(arguments)
@@ -223,4 +226,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "trunk_table.py"))

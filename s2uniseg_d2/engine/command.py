@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+from torch.cuda import OutOfMemoryError
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from s2uniseg_d2.exit_status import INTERRUPTED, fail
@@ -15,6 +16,11 @@ from .dry_run import dry_run
 from .processes import start
 from .run import prepare, run
 from .stopping import SIGNALS, Terminated, how_to_go_on
+
+LESS_MEMORY = (
+    "less is needed by smaller pictures (INPUT.GLOBAL_LONGEST_PX), fewer views (INPUT.VIEWS.NUM), more "
+    "SOLVER.ACCUMULATION_STEPS, or MODEL.RECOMPUTE True"
+)
 
 
 def execute(args: argparse.Namespace, name: str = "train_net.py") -> int:
@@ -43,6 +49,8 @@ def execute(args: argparse.Namespace, name: str = "train_net.py") -> int:
             )
     except (ValueError, FloatingPointError, OSError) as error:
         return fail(name, error)
+    except OutOfMemoryError as error:
+        return fail(name, f"{str(error).partition('. ')[0]}; {LESS_MEMORY}")
     except ProcessRaisedException as error:
         return fail(name, str(error).strip().splitlines()[-1])
     except ProcessExitedException as error:
