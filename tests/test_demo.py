@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ from pycocotools.coco import COCO
 
 from s2uniseg_d2.data.pictures import read_picture
 from s2uniseg_d2.demo import main
+from s2uniseg_d2.gallery import run
 from s2uniseg_d2.gallery.results import ResultFiles
 from s2uniseg_d2.segmenter import Segmenter
 from tests.checkpoint import write_checkpoint
@@ -194,6 +196,27 @@ def test_inputs_named_apart_count_together_and_the_page_is_bounded(weights, pict
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("<article ") == 1
     assert "This page shows the first 1; the files beside it hold all." in page
+
+
+@pytest.mark.parametrize(("large", "most"), [(1 << 28, 2), (0, 0)])
+def test_pictures_with_large_masks_do_not_wait_to_be_written(weights, pictures, tmp_path, monkeypatch, large, most):
+    monkeypatch.setattr(run, "_LARGE", large)
+    done, waiting = [], []
+    segment, add = Segmenter.segment, ResultFiles.add
+
+    def watch(self, image):
+        waiting.append(len(waiting) - len(done))
+        return segment(self, image)
+
+    def add_late(self, *words):
+        time.sleep(0.3)
+        add(self, *words)
+        done.append(1)
+
+    monkeypatch.setattr(Segmenter, "segment", watch)
+    monkeypatch.setattr(ResultFiles, "add", add_late)
+    assert call("--input", pictures, "--weights", weights, "--output", tmp_path / "out") == 0
+    assert max(waiting) == most
 
 
 def test_names_do_nothing_to_a_terminal(weights, pictures, tmp_path, capsys):

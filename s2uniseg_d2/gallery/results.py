@@ -61,7 +61,7 @@ class ResultFiles:
         page_limit: pictures that the page holds, the first ones: a browser has to take all of it in.
 
     Raises:
-        ValueError: if a kind is unknown.
+        ValueError: if a kind is unknown, or there are more clusters than a semantic map can tell apart.
 
     Attributes:
         skipped: name and reason of what is in none of the files.
@@ -72,6 +72,8 @@ class ResultFiles:
     def __init__(self, folder: Path, kinds: Sequence[str], clusters: int, page_limit: int = 500) -> None:
         if unknown := [kind for kind in kinds if kind not in KINDS]:
             raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(unknown)}")
+        if "semantic" in kinds and clusters > NO_CLUSTER:
+            raise ValueError(f"clusters must be at most {NO_CLUSTER} for maps of 16 bits, got {clusters}")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.kinds, self.clusters = folder, tuple(kinds), clusters
         self.skipped: list[tuple[str, str]] = []

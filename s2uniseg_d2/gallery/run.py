@@ -27,6 +27,7 @@ from .page import KINDS, PageFacts
 from .results import LONGEST_PX, ResultFiles, check_output
 
 _BEHIND = 2  # pictures that may wait to be written
+_LARGE = 1 << 28  # bytes of a picture's masks from which on none may wait: many masks of a large picture are gigabytes
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_noinv_fmt}]"
 # what ends a run; what is done by then is written first
 _FAULTS = (ValueError, ArithmeticError, OSError, RuntimeError, cv2.error)
@@ -152,7 +153,8 @@ class _Work:
         seconds = time.perf_counter() - begin
         self.model_seconds += seconds
         self.written.append(self.writer.submit(self.files.add, frame.name, picture, found, seconds))
-        while self.written and (len(self.written) > _BEHIND or self.written[0].done()):
+        behind = _BEHIND if found.instances.pred_masks.numel() < _LARGE else 0
+        while self.written and (len(self.written) > behind or self.written[0].done()):
             self._settle_first()
 
     def settle(self) -> None:

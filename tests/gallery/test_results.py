@@ -142,6 +142,12 @@ def test_an_output_that_holds_a_gallery_is_refused(folder, tmp_path):
         check_output(folder / "skipped.txt", overwrite=True)
 
 
+def test_more_clusters_than_a_semantic_map_holds_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="clusters must be at most 65535 for maps of 16 bits, got 65536"):
+        ResultFiles(tmp_path, ("semantic",), 65536)
+    ResultFiles(tmp_path, ("instance",), 65536)
+
+
 def test_unknown_kinds_are_named(tmp_path):
     with pytest.raises(ValueError, match="kinds must be among instance, semantic, panoptic, got things"):
         ResultFiles(tmp_path, ("instance", "things"), 8)
