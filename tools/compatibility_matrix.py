@@ -150,16 +150,21 @@ class CellRun:
         """
         # A PYTHONPATH of the user's would bring another copy of a package in; one thread each is what `make test` uses.
         kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        answer = subprocess.run(
-            command, cwd=self.source, env={**kept, "OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        )  # fmt: skip
-        with self.log.open("a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(command)}\n{answer.stdout}\n")
+        # Straight into the log, so that one can look at a test run of an hour while it runs.
+        with self.log.open("ab+") as log:
+            log.write(f"$ {' '.join(command)}\n".encode())
+            log.flush()
+            start = log.tell()
+            answer = subprocess.run(
+                command, cwd=self.source, env={**kept, "OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False,
+            )  # fmt: skip
+            log.seek(start)
+            said = log.read().decode(errors="replace")
         if check and answer.returncode:
-            last = [line.strip() for line in answer.stdout.splitlines() if line.strip()][-2:]
+            last = [line.strip() for line in said.splitlines() if line.strip()][-2:]
             raise SetUpError(f"{step}: {' '.join(last)[-300:]}")
-        return answer.stdout
+        return said
 
     def clone(self) -> None:
         """A clone of the last commit, beside the COCO sample that some tests look for."""
