@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -249,10 +250,20 @@ class CellRun:
             SetUpError: pytest ended without a report of tests.
         """
         report = self.folder / "report.xml"
-        options = ["-p", "no:cacheprovider", "-n", str(jobs), "--timeout", "900", "--junitxml", str(report)]
+        options = [
+            "-p",
+            "no:cacheprovider",
+            "-n",
+            str(jobs if jobs > 1 else 0),
+            "--timeout",
+            "900",
+            "--junitxml",
+            str(report),
+        ]
+        before = _child_cpu_seconds()
         said = self.call(self.own_python, "-m", "pytest", *options, *selection, step="tests", check=False)
         try:
-            return read_report(report)
+            return {**read_report(report), "cpu_seconds": round(_child_cpu_seconds() - before)}
         except (OSError, ValueError, ET.ParseError) as error:
             raise SetUpError(f"tests: no report ({error}): {said.strip()[-300:]}") from error
 
@@ -334,6 +345,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     args.python = given
     args.output, args.work = args.output.resolve(), args.work.resolve()
     return args
+
+
+def _child_cpu_seconds() -> float:
+    """Of every process that was started here and has ended; unlike seconds, it does not depend on what else runs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _commit() -> str:

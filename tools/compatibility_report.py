@@ -19,13 +19,13 @@ suite on the CPU; `make matrix ARGS="--report"` writes this document from the re
 A cell ending in `-detectron2` had another Detectron2, named in its row, in its environment before the set-up, which
 left every file of it alone. Where an oldest release has no wheel for a newer Python, the first that has takes its
 place. Warnings are errors in the tests, whatever the versions, but for the exceptions in `pyproject.toml`, each with a
-reason. Seconds are of the test run and depend on what else the machine did: they tell no version's speed.
+reason. CPU seconds are of the test run, processes that it started included.
 """
 
 
 def format_table(results: Sequence[dict[str, Any]]) -> str:
     """A Markdown table with a row per cell, those that were not run or not set up included, with their reason."""
-    titles = ["cell", *VERSIONS, "commit", "tests", "passed", "failed", "skipped", "seconds", "result"]
+    titles = ["cell", *VERSIONS, "commit", "tests", "passed", "failed", "skipped", "CPU seconds", "result"]
     rows = [_format_row(result) for result in results]
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -56,7 +56,7 @@ def _format_row(result: dict[str, Any]) -> list[str]:
     found = result.get("versions_found", {})
     versions = [found.get(name, result["python"] if name == "python" else "") for name in VERSIONS]
     select = result.get("select", "")
-    counts = [str(result.get(key, "")) for key in ("passed", "failed", "skipped", "seconds")]
+    counts = [str(result.get(key, "")) for key in ("passed", "failed", "skipped", "cpu_seconds")]
     outcome = result["state"] + (f": {result['reason']}" if result.get("reason") else "")
     tests = SELECTIONS.get(select, f"`{select}`" if select else "")
     # A bar would end the column.

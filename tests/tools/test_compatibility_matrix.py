@@ -134,7 +134,8 @@ class TestMain:
     @staticmethod
     def outcome(failed=0):
         names = [f"test_{index}" for index in range(failed)]
-        return {"passed": 5, "failed": failed, "skipped": 1, "seconds": 3, "failed_tests": names, "skip_reasons": {}}
+        counts = {"passed": 5, "failed": failed, "skipped": 1, "cpu_seconds": 3}
+        return {**counts, "failed_tests": names, "skip_reasons": {}}
 
     def test_goes_on_after_failures_and_names_what_was_not_run(self, matrix, steps, arguments, tmp_path, capsys):
         steps.update(
@@ -209,6 +210,18 @@ class TestCellRun:
         write_python(tmp_path / "python", "usage error")
         with pytest.raises(matrix.SetUpError, match=r"tests: no report .*usage error"):
             run.test([], jobs=1)
+
+    def test_a_run_counts_the_time_of_its_processes(self, run, tmp_path):
+        run.own_python = str(tmp_path / "python")
+        busy = "import time\nwhile time.process_time() < 1.2: pass"
+        report = run.folder / "report.xml"
+        (tmp_path / "python").write_text(
+            f"#!/bin/sh\n'{sys.executable}' -c '{busy}'\ncat >{report} <<E\n{PASSING}\nE\n"
+        )
+        (tmp_path / "python").chmod(0o755)
+        result = run.test([], jobs=1)
+        assert (result["passed"], result["seconds"]) == (2, 12)
+        assert 1 <= result["cpu_seconds"] < 12
 
     def test_a_clone_holds_the_last_commit_alone(self, matrix, run, tmp_path, monkeypatch):
         checkout = tmp_path / "project"
