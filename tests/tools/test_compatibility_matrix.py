@@ -22,8 +22,13 @@ def matrix(repository):
     sys.path.insert(0, path)
     yield importlib.import_module("compatibility_matrix")
     sys.path.remove(path)
-    for name in ("compatibility_matrix", "compatibility_report", "install_detectron2"):
+    for name in ("compatibility_matrix", "compatibility_cell", "compatibility_report", "install_detectron2"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def cell(matrix):
+    return sys.modules["compatibility_cell"]
 
 
 @pytest.fixture
@@ -50,12 +55,12 @@ class TestCells:
         )
         assert cells_by_name["newest-3.11-detectron2"] == matrix.Cell("3.11", "newest", "earlier")
 
-    def test_the_oldest_take_the_place_of_the_newest(self, matrix):
+    def test_the_oldest_take_the_place_of_the_newest(self, cell):
         newest = (
             "# why\ntorch==9; python_version >= '3.11'\ntorch==8; python_version < '3.11'\n\nPyYAML==6.0.3\nruff==1\n"
         )
         oldest = "# why\nTorch==2\npyyaml==6.0\n"
-        assert matrix.merge_requirements(newest, oldest) == "ruff==1\nTorch==2\npyyaml==6.0\n"
+        assert cell.merge_requirements(newest, oldest) == "ruff==1\nTorch==2\npyyaml==6.0\n"
 
 
 class TestFindPython:
@@ -86,25 +91,25 @@ class TestFindPython:
 
 
 class TestReport:
-    def test_counts_and_reasons(self, matrix, tmp_path):
+    def test_counts_and_reasons(self, cell, tmp_path):
         (tmp_path / "report.xml").write_text(PASSING)
-        assert matrix.read_report(tmp_path / "report.xml") == {
+        assert cell.read_report(tmp_path / "report.xml") == {
             "passed": 2, "failed": 0, "skipped": 1, "seconds": 12, "failed_tests": [],
             "skip_reasons": {"needs a GPU": 1},
         }  # fmt: skip
 
     @pytest.mark.parametrize("tag", ["failure", "error"])
-    def test_failures_and_errors_are_named(self, matrix, tmp_path, tag):
+    def test_failures_and_errors_are_named(self, cell, tmp_path, tag):
         text = PASSING.replace('name="test_two"/>', f'name="test_two"><{tag} message="no"/></testcase>')
         (tmp_path / "report.xml").write_text(text)
-        report = matrix.read_report(tmp_path / "report.xml")
+        report = cell.read_report(tmp_path / "report.xml")
         assert (report["passed"], report["failed"]) == (1, 1)
         assert report["failed_tests"] == ["tests.core.test_a::test_two"]
 
-    def test_no_test_is_no_pass(self, matrix, tmp_path):
+    def test_no_test_is_no_pass(self, cell, tmp_path):
         (tmp_path / "report.xml").write_text('<testsuites><testsuite time="1"/></testsuites>')
         with pytest.raises(ValueError, match="a test report must hold tests, got none"):
-            matrix.read_report(tmp_path / "report.xml")
+            cell.read_report(tmp_path / "report.xml")
 
 
 class TestMain:
@@ -223,7 +228,7 @@ class TestCellRun:
         assert (result["passed"], result["seconds"]) == (2, 12)
         assert 1 <= result["cpu_seconds"] < 12
 
-    def test_a_clone_holds_the_last_commit_alone(self, matrix, run, tmp_path, monkeypatch):
+    def test_a_clone_holds_the_last_commit_alone(self, cell, run, tmp_path, monkeypatch):
         checkout = tmp_path / "project"
         checkout.mkdir()
         git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b"]
@@ -232,13 +237,13 @@ class TestCellRun:
             subprocess.run([*git, *words], check=True)
         (checkout / "kept.py").write_text("changed")
         (tmp_path / "shared" / "data").mkdir(parents=True)
-        monkeypatch.setattr(matrix, "REPOSITORY", checkout)
+        monkeypatch.setattr(cell, "REPOSITORY", checkout)
         run.clone()
         assert (run.source / "kept.py").read_text() == "committed"
         assert (run.source.parent / "shared" / "data").is_dir()
 
     @pytest.mark.parametrize("meddles", [False, True])
-    def test_an_earlier_detectron2_must_be_left_alone(self, matrix, run, tmp_path, monkeypatch, meddles):
+    def test_an_earlier_detectron2_must_be_left_alone(self, matrix, cell, run, tmp_path, monkeypatch, meddles):
         installer = matrix.install_detectron2
         package = tmp_path / "work" / run.cell.name / "venv" / "lib" / "python3.11" / "site-packages" / "detectron2"
         built = {}
@@ -268,4 +273,4 @@ class TestCellRun:
                 run._install_earlier_detectron2(("pip",))
         else:
             run._install_earlier_detectron2(("pip",))
-        assert built["__init__.py"].decode() == f'x = 1\n__version__ = "{matrix.EARLIER_DETECTRON2}"\n'
+        assert built["__init__.py"].decode() == f'x = 1\n__version__ = "{cell.EARLIER_DETECTRON2}"\n'
