@@ -44,11 +44,12 @@ setup(
     # Loose bounds for environments that exist. The lower ones are the pins of requirements-oldest.txt, with which the
     # tests are run as with those of requirements.txt (docs/compatibility.md). Detectron2 itself is on no registry
     # (tools/install_detectron2.py installs it), but what it needs is listed here. hydra-core before 1.3 and omegaconf
-    # before 2.2 cannot be imported on Python 3.12, tensorboard before 2.18 asks for names that NumPy 2 took away.
+    # before 2.2 cannot be imported on Python 3.12, tensorboard before 2.18 asks for names that NumPy 2 took away, and
+    # timm before 1.0.21 cannot lay a model out on the meta device, which is how recipes are checked without memory.
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
-        "timm>=1.0.9",
+        "timm>=1.0.21",
         "numpy>=1.26",
         "scipy>=1.11.1",
         "safetensors>=0.4.2",
