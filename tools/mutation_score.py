@@ -187,12 +187,12 @@ def map_file(test_file: str, data_file: Path) -> dict[str, Any]:
     return {"seconds": plugin.seconds, "lines": lines, "failed": plugin.failed}
 
 
-def map_tests(folder: Path, jobs: int) -> dict[str, dict[str, Any]]:
+def map_tests(folder: Path, jobs: int, patterns: Sequence[str]) -> dict[str, dict[str, Any]]:
     """:func:`map_file` of every test file; those that have not changed are not run again."""
     source = _sum(sorted(CORE.rglob("*.py")))
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {}
-    for path in sorted(path for tests in TESTS for path in ROOT.glob(tests)):
+    for path in sorted({path for tests in patterns for path in ROOT.glob(tests)}):
         wanted[path.relative_to(ROOT).as_posix()] = folder / f"{_sum([path])}_{source}.json"
 
     def make(entry: tuple[str, Path]) -> None:
@@ -249,8 +249,7 @@ def choose_tests(
     maps: Mapping[str, Mapping[str, Any]], module: str, mutant: Mutant, seconds: float
 ) -> tuple[list[str], float]:
     """The tests that execute a mutant's lines, those of its module's own file first, then the quick; and their time."""
-    folder, _, file = f"tests/core/{module}".rpartition("/")
-    mirror = f"{folder}/test_{file}"
+    mirror = _mirror(module)
     found: dict[str, float] = {}
     for content in maps.values():
         by_line = content["lines"].get(module, {})
@@ -263,6 +262,12 @@ def choose_tests(
             chosen.append(test)
             left -= found[test]
     return chosen, seconds - left
+
+
+def _mirror(module: str) -> str:
+    """The test file of a module."""
+    folder, _, file = f"tests/core/{module}".rpartition("/")
+    return f"{folder}/test_{file}"
 
 
 def try_mutant(module: str, mutant: Mutant, tests: Sequence[str], seconds: float) -> str:
@@ -295,11 +300,12 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
     return middle - half, middle + half
 
 
-def draw_sample(count: int, seed: int) -> list[tuple[str, Mutant]]:
-    """Mutants of all modules of core together, drawn without putting back, in the order of drawing."""
+def draw_sample(count: int, seed: int, only: Sequence[str] = ()) -> list[tuple[str, Mutant]]:
+    """Mutants of all modules of core together, or of some, drawn without putting back, in the order of drawing."""
     everything = [
         (path.relative_to(CORE).as_posix(), mutant)
         for path in sorted(CORE.rglob("*.py"))
+        if not only or path.relative_to(CORE).as_posix().startswith(tuple(only))
         for mutant in find_mutants(path.read_text(encoding="utf-8"))
     ]
     print(f"{len(everything)} mutants in all, {min(count, len(everything))} drawn with seed {seed}", flush=True)
@@ -332,6 +338,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, default=300, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=15, help="processor seconds of tests for each mutant")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="PART", help="folders (losses/) or files of core, with their own tests"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--folder", type=Path, default=ROOT / "output" / "mutation", help="where results are kept")
     parser.add_argument("--again", default="", choices=["", SURVIVED], help="try those that ended so once more")
@@ -340,8 +349,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in PREPARED:
         importlib.import_module(name)
     gc.freeze()  # what is loaded here is not looked through again in every process
-    sample = draw_sample(args.sample, args.seed)
-    maps = map_tests(args.folder / "map", args.jobs)
+    sample = draw_sample(args.sample, args.seed, args.only)
+    own = [f"tests/core/{part}**/test_*.py" if part.endswith("/") else _mirror(part) for part in args.only]
+    maps = map_tests(args.folder / "map", args.jobs, own or TESTS)
     sources = {module: (CORE / module).read_text(encoding="utf-8") for module, _ in sample}
 
     def place(module: str, mutant: Mutant) -> Path:
