@@ -2,9 +2,11 @@
 
 python tests/benchmarks/bm_memory.py train --count 10000
 python tests/benchmarks/bm_memory.py label --count 100000
+python tests/benchmarks/bm_memory.py record --count 10000 [--keep-all]
 
 "train" is `train_net.py`'s own trainer on the smallest model there is, with checkpoints and the record of a real run.
-"label" is the pseudo_masks command on generated pictures. The first fifth of a run is left out of the slope:
+"label" is the pseudo_masks command on generated pictures. "record" is the record of a run alone, with sixty scalars a
+step; --keep-all lets it keep them all, as Detectron2 does. The first fifth of a run is left out of the slope:
 allocators and caches fill there. Steps of an allocator make readings depend on their neighbours, so the slope is fitted
 to the means of 20 blocks, and its 95 % interval is that of the blocks. One line of JSON; Linux alone.
 """
@@ -30,6 +32,7 @@ from scipy import stats
 from tests.tiny import tiny_config, tiny_words
 
 BLOCKS, WARM_UP = 20, 0.2
+SCALARS = 60
 SMALLEST = {
     "MODEL__VIT__EMBED_DIM": 24,
     "MODEL__QUERY_HEAD__INS_QUERIES": 3,
@@ -117,6 +120,30 @@ def measure_training(folder: Path, count: int, workers: int, readings: Readings)
     trainer.train()
 
 
+def measure_record(folder: Path, count: int, readings: Readings, *, keeps_all: bool) -> None:
+    from types import SimpleNamespace
+
+    from detectron2.utils.events import EventStorage
+
+    from s2uniseg_d2.engine import record
+
+    if keeps_all:
+        record.forget_old = lambda storage: None
+    hook = record.RecordHook(folder, count + 1)
+    generator = np.random.default_rng(0)
+    with EventStorage(0) as storage:
+        hook.trainer = SimpleNamespace(storage=storage, start_iter=0, max_iter=count + 1, iter=0)
+        hook.before_train()
+        for iteration in range(count):
+            storage.iter = hook.trainer.iter = iteration
+            values = generator.random(SCALARS).tolist()
+            storage.put_scalars(total_loss=1.0, time=0.5, **{f"loss_{i}": value for i, value in enumerate(values)})
+            hook.after_step()
+            if iteration % 10 == 9:
+                readings.take(iteration + 1)
+        hook.after_train()
+
+
 def measure_labelling(folder: Path, count: int, side: int, readings: Readings) -> None:
     from s2uniseg_d2.labeling.journal import Journal
     from s2uniseg_d2.pseudo_masks import main as label
@@ -142,13 +169,14 @@ def measure_labelling(folder: Path, count: int, side: int, readings: Readings) -
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     # `make bench` calls every benchmark without words
-    parser.add_argument("what", nargs="?", default="train", choices=["train", "label"])
+    parser.add_argument("what", nargs="?", default="train", choices=["train", "label", "record"])
     parser.add_argument("--count", type=int, default=1600, help="iterations or pictures")
     parser.add_argument("--workers", type=int, default=0, help="loader processes of training")
     parser.add_argument("--side", type=int, default=32, help="of the pictures to label, in pixels")
+    parser.add_argument("--keep-all", action="store_true", help="of scalars, in record")
     parser.add_argument("--readings", type=Path, help="CSV file for all readings, as they are taken")
     args = parser.parse_args(arguments)
-    least = 500 if args.what == "train" else 1600  # two readings a block
+    least = 1600 if args.what == "label" else 500  # two readings a block
     if args.count < least:
         raise SystemExit(f"bm_memory.py: --count must be at least {least}, got {args.count}")
     readings = Readings(args.readings)
@@ -156,6 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         if args.what == "train":
             measure_training(Path(folder), args.count, args.workers, readings)
+        elif args.what == "record":
+            measure_record(Path(folder), args.count, readings, keeps_all=args.keep_all)
         else:
             measure_labelling(Path(folder), args.count, args.side, readings)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

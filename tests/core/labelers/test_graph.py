@@ -24,6 +24,8 @@ def test_edges_join_direct_neighbours_once(rows, columns):
     assert graph.edges.shape[1] == len(expected)
     assert graph.node_of_token.flatten().tolist() == graph.first_tokens.tolist() == list(range(rows * columns))
     assert (graph.sizes == 1).all()
+    tokens = torch.arange(2.0 * rows * columns).view(2, rows, columns)
+    assert torch.equal(graph.select_nodes(tokens), tokens.flatten(1))
 
 
 @pytest.mark.parametrize("side", [2, 4])
@@ -38,6 +40,7 @@ def test_constant_blocks_become_nodes_even_when_cut(side, cut_rows, cut_columns)
     assert torch.equal(graph.sizes, torch.bincount(graph.node_of_token.flatten()))
     assert torch.equal(tokens.flatten(1)[:, graph.first_tokens][:, graph.node_of_token], tokens)
     assert pairs(graph.edges) == {(0, 1), (1, 2), (3, 4), (4, 5), (0, 3), (1, 4), (2, 5)}
+    assert torch.equal(graph.select_nodes(tokens), small.flatten(1))
 
 
 @pytest.mark.parametrize("channel", [0, 11])
@@ -46,6 +49,13 @@ def test_one_deviating_number_keeps_every_token_a_node(channel):
     tokens = tokens.repeat_interleave(4, 1).repeat_interleave(4, 2)
     tokens[channel, 5, 6] += 1e-6
     assert build_token_graph(tokens).sizes.numel() == 64
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_blocks_that_are_constant_one_way_alone_are_no_nodes(dim):
+    tokens = torch.randn(12, 4, 4, generator=torch.Generator().manual_seed(0))
+    tokens = tokens.narrow(dim, 0, 2).repeat_interleave(2, dim)
+    assert build_token_graph(tokens).sizes.numel() == 16
 
 
 def test_contraction_is_the_corrected_equation_four():
