@@ -29,7 +29,7 @@ def read_root_page(app: Sphinx, docname: str, source: list[str]) -> None:
     """Take the text of such a page from where it lies."""
     if docname in PAGES:
         path = Path(app.srcdir).parent / PAGES[docname]
-        app.env.note_dependency(str(path), docname=docname)
+        app.env.note_dependency(str(path))
         source[0] = move_links(path.read_text(encoding="utf-8"))
 
 
