@@ -93,7 +93,7 @@ def draw_masks(
     index = np.full(image.shape[:2], -1, dtype=np.int64)
     for mask in np.argsort(-area, kind="stable"):
         index[array[mask]] = mask
-    return _paint(image, index, palette(chosen), alpha, outline)
+    return paint_index(image, index, palette(chosen), alpha, outline)
 
 
 def draw_label_map(
@@ -129,7 +129,7 @@ def draw_label_map(
     present, index = np.unique(array[painted], return_inverse=True)
     full = np.full(array.shape, -1, dtype=np.int64)
     full[painted] = index.reshape(-1)
-    return _paint(image, full, palette(present), alpha, outline)
+    return paint_index(image, full, palette(present), alpha, outline)
 
 
 def draw_boxes(image: Image, boxes: ArrayLike, *, labels: Sequence[int] | None = None, width_px: int = 2) -> Image:
@@ -164,10 +164,20 @@ def draw_boxes(image: Image, boxes: ArrayLike, *, labels: Sequence[int] | None =
     return canvas
 
 
-def _paint(image: Image, index: NDArray[np.int64], colours: Image, alpha: float, outline: bool) -> Image:
+def paint_index(image: Image, index: NDArray[np.int64], colours: Image, alpha: float, outline: bool) -> Image:
     """Blend ``colours[index]`` over the picture; -1 leaves a pixel alone.
 
     What lies below a colour loses its own colour as far as it is covered, so that a label looks alike everywhere.
+
+    Args:
+        image: ``(H, W, 3)``.
+        index: ``(H, W)``, places in ``colours`` or -1.
+        colours: ``(n, 3)`` RGB.
+        alpha: opacity of the colour, in [0, 1].
+        outline: whether a light line, one pixel wide, runs along every change of index.
+
+    Raises:
+        ValueError: if alpha lies outside of its range.
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from s2uniseg_d2.data.pictures import Picture
-from s2uniseg_d2.engine.drawing import FONT, Masks, as_masks, check_image, draw_label_map, palette
+from s2uniseg_d2.engine.drawing import FONT, Masks, as_masks, check_image, paint_index, palette
 
 FILL_ALPHA = 0.45
 LINE_SHARE = 1 / 500  # width of an outline, of the picture's longer side
@@ -51,9 +51,10 @@ def draw_overlay(
         return image.copy()
     label = np.asarray(clusters, dtype=np.int64)
     index = stack_masks(array, order)
-    tinted = draw_label_map(image, np.where(index < 0, -1, label[index]), alpha=FILL_ALPHA, outline=False)
+    colours = palette(label)
+    tinted = paint_index(image, index, colours, FILL_ALPHA, outline=False)
     line_px = max(1, round(max(image.shape[:2]) * LINE_SHARE))
-    canvas = _outline(tinted, index, palette(label), line_px)
+    canvas = _outline(tinted, index, colours, line_px)
     return _write_numbers(canvas, index, label) if has_numbers else canvas
 
 
