@@ -12,13 +12,14 @@ A cell that fails does not stop the others; a cell whose Python is not on this m
 * `make matrix ARGS="--python 3.12=PATH/python3.12"`  an interpreter that is not on PATH as python3.12
 * `make matrix ARGS="--report"`                       the table of what was run, into docs/compatibility.md
 
-A cell that was tested at this commit with this selection is not run again unless --again says so. Only the standard
-library is needed.
+A cell that was tested at this commit with this selection is not run again unless --again says so; each selection has a
+row of its own, with the commit that it ran on. Only the standard library is needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shlex
 import shutil
@@ -105,15 +106,16 @@ def main(arguments: list[str] | None = None) -> int:
     if not args.report:
         pythons = {cell.python: find_python(cell.python, args.python) for cell in cells}
         for cell in cells:
-            path = args.output / f"{cell.name}.json"
-            if not args.again and _is_done(path, commit, args.select):
+            path = args.output / f"{cell.name}.{_label(args.select)}.json"
+            if not args.again and _is_done(path, commit):
                 print(f"{cell.name}: done already", flush=True)
                 continue
             print(f"{cell.name}: setting up and testing (log: {cell.name}.log)", flush=True)
             result = run_cell(cell, args, pythons[cell.python], commit)
             _write_json(path, result)
             print(f"{cell.name}: {result['state']} {result.get('reason', '')}".rstrip(), flush=True)
-    results = [_read_result(args.output / f"{cell.name}.json", cell) for cell in cells]
+    select = None if args.report else args.select
+    results = [result for cell in cells for result in _read_results(args.output, cell, select)]
     print(format_table(results))
     if args.report:
         write_document(args.document, results)
@@ -150,17 +152,23 @@ def _commit() -> str:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _is_done(path: Path, commit: str, select: str) -> bool:
+def _label(select: str) -> str:
+    """A selection as part of a file's name: each has a result of its own."""
+    return select if select in SELECTIONS else hashlib.sha256(select.encode()).hexdigest()[:8]
+
+
+def _is_done(path: Path, commit: str) -> bool:
     if not path.is_file():
         return False
     result = json.loads(path.read_text(encoding="utf-8"))
-    return (result["commit"], result["select"]) == (commit, select) and result["state"] in ("passed", "failed")
+    return result["commit"] == commit and result["state"] in ("passed", "failed")
 
 
-def _read_result(path: Path, cell: Cell) -> dict[str, Any]:
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    return {**cell._asdict(), "name": cell.name, "state": "not run", "reason": "not asked for yet"}
+def _read_results(folder: Path, cell: Cell, select: str | None) -> list[dict[str, Any]]:
+    """Of one selection, or of all with None; a cell without any is one that was not run."""
+    paths = sorted(folder.glob(f"{cell.name}.{'*' if select is None else _label(select)}.json"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return results or [{**cell._asdict(), "name": cell.name, "state": "not run", "reason": "not yet"}]
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

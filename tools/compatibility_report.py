@@ -41,13 +41,16 @@ def write_document(path: Path, results: Sequence[dict[str, Any]]) -> None:
             f"* {result['name']}: " + ", ".join(f"`{name}`" for name in result["failed_tests"]) for result in failed
         ]
         parts.append("")
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, int]] = {}
     for result in results:
         for reason, count in result.get("skip_reasons", {}).items():
-            reasons.setdefault(reason, []).append(f"{result['name']} ({count})")
+            counts = reasons.setdefault(reason, {})
+            counts[result["name"]] = max(count, counts.get(result["name"], 0))
     if reasons:
         parts += ["## Skipped tests", ""]
-        parts += [f"* {reason or 'no reason given'}: {', '.join(where)}" for reason, where in reasons.items()]
+        for reason, counts in reasons.items():
+            where = ", ".join(f"{name} ({count})" for name, count in counts.items())
+            parts.append(f"* {reason or 'no reason given'}: {where}")
         parts.append("")
     path.write_text("\n".join(parts), encoding="utf-8")
 

@@ -179,17 +179,19 @@ class TestMain:
         assert matrix.main(asked) == 1
         monkeypatch.setattr(matrix, "_commit", lambda: "another")
         assert matrix.main(asked) == 0
-        assert json.loads((tmp_path / "out" / "newest-3.11.json").read_text())["commit"] == "another"
+        assert json.loads((tmp_path / "out" / "newest-3.11.all.json").read_text())["commit"] == "another"
 
     def test_the_document_holds_table_failures_and_skips(self, matrix, steps, arguments, tmp_path):
         steps["oldest-3.11"] = {**self.outcome(1), "skip_reasons": {"needs a GPU": 1}}
         matrix.main([*arguments, "--only", "oldest-3.11"])
+        matrix.main([*arguments, "--only", "oldest-3.11", "--select", "tests/core -k a"])
         matrix.main([*arguments, "--report"])
         text = (tmp_path / "doc.md").read_text()
-        assert text.count("\n| ") == 2 + len(matrix.CELLS)
+        assert text.count("\n| ") == 2 + len(matrix.CELLS) + 1, "two selections of one cell are two rows"
+        assert text.count("| `tests/core -k a` | 5 | 1 | 1 | 3 | failed |") == 1
         assert "* oldest-3.11: `test_0`" in text
-        assert "* needs a GPU: oldest-3.11 (1)" in text
-        assert text.count("not run: not asked for yet") == len(matrix.CELLS) - 1
+        assert "* needs a GPU: oldest-3.11 (1)\n" in text
+        assert text.count("not run: not yet") == len(matrix.CELLS) - 1
 
 
 class TestCellRun:
