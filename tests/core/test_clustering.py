@@ -100,3 +100,15 @@ def test_seeds_are_drawn_far_from_each_other():
     crowd, _ = bundles(1, 200, d=8, noise=0.01)
     rows = torch.cat([crowd, torch.eye(8)[1:4]])
     assert all(spherical_kmeans(rows, 4, seed=seed, restarts=1).cohesion > 0.9999 for seed in range(8))
+
+
+def test_seeds_are_different_rows_also_where_no_distance_or_weight_is_left():
+    # after the first there is no weighted distance, after the second no weight
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    found = spherical_kmeans(rows, 3, weights=torch.tensor([1.0, 1.0, 0.0]))
+    assert torch.equal(found.centres[found.labels], rows)
+
+
+def test_a_draw_that_rounding_carries_past_the_last_row_takes_another(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.ones((), dtype=torch.float64))
+    assert sorted(spherical_kmeans(torch.eye(4), 4).labels.tolist()) == [0, 1, 2, 3]

@@ -122,6 +122,11 @@ def array_pickle(code="f8", shape=(2,), state=(3, "<", None, None, None, -1, -1,
     return made + part(1) + part(shape) + dtype + part(False) + part(content) + b"tb."
 
 
+def buffer_pickle(dtype):
+    """What numpy writes for an array in protocol 5, with something else for its type."""
+    return b"\x80\x05cnumpy.core.numeric\n_frombuffer\n" + pickle.dumps((bytes(8), dtype, (1,), "C"), 2)[2:-1] + b"R."
+
+
 def test_parts_of_an_array_are_checked():
     assert parse_plain_pickle(array_pickle(), "it").tolist() == [0.0, 0.0]
     refused = {
@@ -133,6 +138,16 @@ def test_parts_of_an_array_are_checked():
         "got 0": array_pickle(shape=(2**62, 4), content=b""),
         "whole numbers from 0": array_pickle(shape=(-2,)),
         "must be bytes, got list": array_pickle(content=[1, 2]),
+        "named by a text, got int": array_pickle(code=8),
+        "at least one byte, got the type 'S0'": array_pickle(code="S0", shape=(2**62,), content=b""),
+        "must have 5 parts": b"cnumpy.core.multiarray\n_reconstruct\n)RK\x01b.",
+        "lacks its content": b"cnumpy.core.multiarray\n_reconstruct\n)R.",
+        "must have a type and an order, got f8 and C": buffer_pickle("f8"),
+        "cannot be called by itself": b"cnumpy\nndarray\n)R.",
+        "must not hold a _Type by itself": b"cnumpy\ndtype\n(X\x02\x00\x00\x00f8tR.",
+        "written as a Latin-1 text, got 'utf-8'": pickle.dumps(b"\xff", 2).replace(
+            b"\x06\x00\x00\x00latin1", b"\x05\x00\x00\x00utf-8"
+        ),
     }
     for reason, data in refused.items():
         with pytest.raises(ValueError, match=re.escape(reason)):
