@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2uniseg_d2.core.labelers import region_embedding
-from s2uniseg_d2.core.labelers.region_embedding import embed_regions
+from s2uniseg_d2.core.labelers.region_embedding import embed_regions, token_shares
 from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
 from tests.core.labelers.maps import KINDS, make_map
 
@@ -61,6 +61,13 @@ def test_shares_count_as_parts_of_a_token():
     shares = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(2))
     wanted = literal(features, shares, 0.07, "mean").float()
     torch.testing.assert_close(embed_regions(features, shares, 0.07), wanted, atol=1e-5, rtol=0)
+
+
+def test_shares_of_tokens_at_the_rim_are_of_the_cells_that_are_there():
+    masks = torch.zeros(1, 3, 5, dtype=torch.bool)
+    masks[0, :2, 1] = masks[0, 2, 2] = masks[0, 2, 4] = True
+    assert token_shares(masks, 2).tolist() == [[[0.5, 0.0, 0.0], [0.0, 0.5, 1.0]]]
+    assert torch.equal(token_shares(masks, 1), masks.float())
 
 
 def test_votes_that_cancel_are_zero_and_no_masks_give_no_rows():

@@ -85,6 +85,18 @@ def test_chunks_do_not_matter(monkeypatch):
     assert weights.sum() == pytest.approx(1)
 
 
+def test_rows_that_are_too_many_to_keep_in_double_are_converted_chunk_by_chunk(monkeypatch):
+    monkeypatch.setattr(module, "VOTER_CHUNK", 8)  # 90 rows: the last chunk is a shorter one
+    (kept, rows, _), (voters, _, _) = make_voters(90, 6), make_voters(90, 6)
+    ends = torch.randint(7, (2, 20), generator=torch.Generator().manual_seed(1))
+    expected = kept.elect(rows[:7] / 0.07, exact=False)[0], kept.disagreement(rows[:7], ends, exact=False)[0]
+    monkeypatch.setattr(module, "MOST_KEPT", 90 * 6 - 1)
+    assert torch.equal(voters.elect(rows[:7] / 0.07, exact=False)[0], expected[0])
+    assert torch.equal(voters.disagreement(rows[:7], ends, exact=False)[0], expected[1])
+    assert voters._double_chunk.shape == (8, 6)
+    assert "_double_rows" not in vars(voters)
+
+
 @pytest.mark.parametrize("grid", [(20, 25), None])
 def test_group_means_bound_the_disagreement_from_below(monkeypatch, grid):
     monkeypatch.setattr(module, "GROUPS", 30)
