@@ -71,8 +71,8 @@ fuzz: $(STAMP) ## try 10,000 cases of bad input and print how they ended (make c
 
 audit: $(STAMP) ## compare the pinned requirements with known vulnerabilities (pip-audit, needs the network)
 	@$(PYTHON) -m venv $(VENV)/audit
-	@$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1
-	@$(VENV)/audit/bin/python -m pip_audit --requirement requirements.txt --no-deps --disable-pip $(ARGS)
+	@$(VENV)/audit/bin/python -m pip install --quiet --constraint tools/audit-constraints.txt pip-audit
+	@$(VENV)/audit/bin/python tools/audit_requirements.py $(ARGS)
 
 bench: $(STAMP) ## run the benchmarks
 	@set -e; for file in tests/benchmarks/bm_*.py; do echo "== $$file"; $(PY) $$file $(ARGS); done

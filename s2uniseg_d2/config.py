@@ -31,6 +31,7 @@ def add_s2uniseg_config(cfg: CfgNode) -> None:
 def _add_trunk(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "S2UniSeg"
     cfg.MODEL.BACKBONE.NAME = "ViTAdapterBackbone"
+    # "" or a file; here and wherever weights are a file also an address with a hash: https://HOST/FILE#sha256=HEX
     cfg.MODEL.WEIGHTS = ""
     # torch.compile of the student's trunk and decoder in training; the first step takes minutes; needs a C++ compiler
     cfg.MODEL.COMPILE = False
@@ -52,7 +53,9 @@ def add_backbone_config(cfg: CfgNode) -> None:
     vit.EMBED_DIM = 0
     vit.DEPTH = 0
     vit.NUM_HEADS = 0
-    vit.WEIGHTS = ""  # "" random, "timm" the weights of that name, or a file (DINO backbone or full checkpoint)
+    vit.WEIGHTS = (
+        ""  # "" random, "timm" the weights of that name, a file (DINO backbone, full checkpoint) or an address
+    )
     vit.WEIGHTS_BRANCH = "teacher"  # of a full DINO checkpoint: teacher or student
     vit.DROP_PATH = 0.1  # student only; the paper is silent: DINO's value
     # first blocks that do not learn, with the embeddings before them: 0 none, -1 the whole ViT; the adapter learns

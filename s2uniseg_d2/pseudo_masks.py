@@ -171,7 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--merge", nargs="+", action="extend", type=Path, default=[], metavar="FILE.json", help="outputs of all shards")
     add("--evaluate", metavar="DATA_SET", help="compare masks with a data set's truth, such as coco:JSON:PICTURES")
     add("--limit", type=int, metavar="N", help="evaluate the first N pictures (default: all)")
-    add("--weights", help='a file, the name of a timm model, or "" for random ones (default: what the config names)')
+    add(
+        "--weights",
+        help='a file, an address with a hash, the name of a timm model, or "" for random ones (default: the config\'s)',
+    )
     add("--config-file", help="YAML of the model (default: the paper's)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: the config's, or the CPU where that is not there)")
     add("--image-size", type=int, metavar="PX", help="longer side for the encoder (default: the config's, 512)")

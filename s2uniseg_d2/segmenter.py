@@ -19,6 +19,7 @@ from s2uniseg_d2.core.ops.masks import mask_boxes
 from s2uniseg_d2.core.tensor_files import refuse_broken
 from s2uniseg_d2.data.augmentation import resize_longest
 from s2uniseg_d2.data.pictures import Picture
+from s2uniseg_d2.downloads import local_file
 from s2uniseg_d2.engine.checkpoint import SafeCheckpointer
 from s2uniseg_d2.engine.drawing import check_image, upsample_labels, upsample_masks
 from s2uniseg_d2.labeling.encoder import name_vit, read_teacher
@@ -101,7 +102,8 @@ class Segmenter:
         Args:
             weights: a checkpoint; or, with the predictor "uniap", also the weights of a ViT: a DINO file or the name
                 of a timm model. No decoder is trained then, and cluster ids come from a random head: they tell
-                regions of one look apart roughly, the same in every picture.
+                regions of one look apart roughly, the same in every picture. An address with a hash stands for
+                its file (:mod:`~s2uniseg_d2.downloads`).
             device: None takes ``MODEL.DEVICE`` where that is there, and the CPU elsewhere.
             config_file: YAML of the model; None takes the ``config.yaml`` beside the weights, where ``train_net.py``
                 puts it, and the paper's where there is none.
@@ -115,6 +117,7 @@ class Segmenter:
             ValueError: if the weights do not exist, are damaged, hold NaN or infinity, or do not fit the config; for
                 an unknown config, device or predictor; if a decoder is asked for and none is trained.
         """
+        weights = local_file(str(weights))
         path = Path(weights).expanduser()
         cfg = load_config(config_file or _config_beside(path), list(overrides))
         if predictor is not None:
@@ -130,7 +133,7 @@ class Segmenter:
             cfg.TEST.DETECTIONS_PER_IMAGE = cfg.MODEL.UNIAP.MAX_MASKS
         if image_size is None:
             image_size = cfg.INPUT.GLOBAL_LONGEST_PX if is_labeler else cfg.INPUT.TEST_LONGEST_PX
-        model, source = _load_model(cfg, path, str(weights))
+        model, source = _load_model(cfg, path, weights)
         return cls(model, longest_px=image_size, score_threshold=score_threshold, source=source)
 
     def __call__(self, image: Picture) -> Instances:

@@ -18,6 +18,7 @@ FOREIGN_TO_CORE = ("detectron2", "fvcore", "iopath", "yacs")
 ADAPTERS = (
     "data",
     "demo",
+    "downloads",
     "engine",
     "evaluation",
     "gallery",

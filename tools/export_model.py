@@ -25,8 +25,8 @@ import torch
 from detectron2.modeling import build_model
 
 from s2uniseg_d2.config import load_config
+from s2uniseg_d2.core.tensor_files import file_digest
 from s2uniseg_d2.engine.checkpoint import SafeCheckpointer
-from s2uniseg_d2.engine.checkpoint_files import file_digest
 from s2uniseg_d2.engine.model_export import (
     INPUTS,
     OPSET,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import pickle
 import pickletools
 import struct
@@ -73,6 +74,15 @@ def read_tensor_file(path: Path, *, mmap: bool = False) -> Any:
         raise
     except READ_ERRORS as error:
         raise TensorFileError(_reason(path, error)) from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def broken_tensors(content: Any) -> list[str]:

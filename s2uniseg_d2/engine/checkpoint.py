@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from s2uniseg_d2.core.tensor_files import READ_ERRORS, refuse_broken
+from s2uniseg_d2.downloads import local_file
 
 from .checkpoint_files import (
     FINAL,
@@ -32,10 +33,10 @@ _CONTAINERS = ("model", "blobs")  # where tensors stand in a file, if not by the
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, reading files of tensors without running anything in them, and nothing from afar.
+    """Detectron2's checkpointer, reading files of tensors without running anything in them.
 
     Detectron2's own runs what a ``.pkl`` of its model zoo names, and fetches an address without looking at what comes;
-    here :func:`~.checkpoint_files.read_checkpoint` reads all files, which must lie on the disk.
+    here :func:`~.checkpoint_files.read_checkpoint` reads all files, and an address must name the hash of its file.
 
     A file of another model is refused when less than half of this model's tensors are in it, instead of training or
     evaluating random weights in silence; so is one with NaN or infinity in a tensor of this model. Files
@@ -53,11 +54,13 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.keep = keep
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load the file at ``path``; "" loads nothing.
+        """Load the file at ``path``, or at an address with a hash (:mod:`~s2uniseg_d2.downloads`); "" loads nothing.
 
         Raises:
             ValueError: if there is no such file, it cannot be read safely, or does not fit the model.
+            OSError: if it cannot be fetched.
         """
+        path = local_file(path)
         if path and not Path(path).is_file():
             raise ValueError(f"weights file does not exist: {path}")
         try:

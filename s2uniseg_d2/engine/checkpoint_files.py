@@ -127,15 +127,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and values: equal tensors, equal text, whatever file they are in."""
     digest = hashlib.sha256()

@@ -17,8 +17,10 @@ from torch import nn
 
 from s2uniseg_d2 import __version__
 from s2uniseg_d2.config import known_keys
+from s2uniseg_d2.core.tensor_files import file_digest
+from s2uniseg_d2.downloads import local_file
 
-from .checkpoint_files import file_digest, tensor_digest
+from .checkpoint_files import tensor_digest
 
 _PACKAGES = (
     "torch",
@@ -41,7 +43,7 @@ _UNREAD = ("TEST.AUG.", "TEST.EXPECTED_RESULTS", "TEST.KEYPOINT_OKS_SIGMAS", "TE
 def weights_record(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
     """Return where the weights come from and their SHA-256: of the file, or of all tensors where there is no file."""
     if cfg.MODEL.WEIGHTS:
-        return {"file": str(cfg.MODEL.WEIGHTS), "sha256": file_digest(Path(cfg.MODEL.WEIGHTS))}
+        return {"file": str(cfg.MODEL.WEIGHTS), "sha256": file_digest(Path(local_file(cfg.MODEL.WEIGHTS)))}
     backbone = cfg.MODEL.VIT.WEIGHTS or "random"
     of = f"none; of all tensors (backbone: {backbone}, SEED {cfg.SEED})"
     return {"file": of, "sha256": tensor_digest(model.state_dict())}

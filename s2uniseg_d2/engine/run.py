@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from s2uniseg_d2.config import load_config, read_yaml
 from s2uniseg_d2.data import resolve_dataset
+from s2uniseg_d2.downloads import check_address, is_address
 
 from .checkpoint import SafeCheckpointer
 from .checkpoint_files import resume_candidates
@@ -86,8 +87,7 @@ def prepare(args: argparse.Namespace) -> Plan:
     split = (cfg.TEST.MAPPING_SPLIT,) if cfg.TEST.MAPPING_SPLIT else ()
     for name in (*(split if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
         resolve_dataset(name)
-    if cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
-        raise ValueError(f"MODEL.WEIGHTS names a file that does not exist: {cfg.MODEL.WEIGHTS}")
+    _check_weights(cfg)
     if output.exists() and not output.is_dir():
         raise ValueError(f"OUTPUT_DIR must be a folder, got the file {output}")
     if has_run and not args.eval_only and not args.resume:
@@ -96,6 +96,16 @@ def prepare(args: argparse.Namespace) -> Plan:
         cfg.MODEL.VIT.WEIGHTS = ""  # the checkpoint holds the whole model
     _check_sharing(cfg, processes.total, is_training=not args.eval_only)
     return Plan(cfg, notes, processes)
+
+
+def _check_weights(cfg: CfgNode) -> None:
+    """Refuse weights that are not there, and addresses that cannot be fetched, before anything is fetched."""
+    model = cfg.MODEL
+    for place in (model.WEIGHTS, model.VIT.WEIGHTS, model.VIT_ADAPTER.WEIGHTS, model.QUERY_HEAD.WEIGHTS):
+        if is_address(place):
+            check_address(place)
+    if model.WEIGHTS and not is_address(model.WEIGHTS) and not Path(model.WEIGHTS).is_file():
+        raise ValueError(f"MODEL.WEIGHTS names a file that does not exist: {model.WEIGHTS}")
 
 
 def _load(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:

@@ -12,8 +12,9 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from s2uniseg_d2 import __version__
+from s2uniseg_d2.core.tensor_files import file_digest
 
-from .checkpoint_files import file_digest, read_checkpoint, tensor_digest, write_whole
+from .checkpoint_files import read_checkpoint, tensor_digest, write_whole
 
 TEACHER, STUDENT = "teacher_backbone.", "backbone."
 WHATS = ("teacher-backbone", "student-backbone", "student", "model", "vit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import json
 from collections.abc import Sequence
@@ -131,7 +132,8 @@ KINDS = tuple(_FORMS)
 def write_page(path: Path, cards: Sequence[Card], facts: PageFacts) -> None:
     """Write the page of some pictures, at least one, whole or not at all.
 
-    Names stand in it as text, whatever characters they hold; a policy in its head forbids it to fetch anything.
+    Names stand in it as text, whatever characters they hold; a policy in its head forbids it to fetch anything and
+    to run anything but the page's own script.
 
     Raises:
         OSError: if it cannot be written.
@@ -153,11 +155,13 @@ def write_page(path: Path, cards: Sequence[Card], facts: PageFacts) -> None:
     parts = (
         f'<script type="application/json" id="part-{number}">{card.part}</script>' for number, card in enumerate(cards)
     )
+    script = _text("page.js")
     text = _template("page.html").substitute(
         title=html.escape(facts.title),
         facts=html.escape(" ".join(facts.sentences)),
         style=_text("page.css"),
-        script=_text("page.js"),
+        script=script,
+        digest=_digest(f"\n{script}\n"),
         cards="\n".join(_article(card) for card in cards),
         skipped=_skipped(facts.skipped),
         meta=_as_script_json(meta),
@@ -202,6 +206,11 @@ def _data_uri(picture: Picture) -> str:
 def _as_script_json(content: Any) -> str:
     """JSON that may stand in a script element: no "<" can end it."""
     return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _digest(script: str) -> str:
+    """What a content security policy knows a script by: all between its tags."""
+    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
 
 
 def _round(values: NDArray[np.float64]) -> list[float]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file, refuse_broken
+from s2uniseg_d2.downloads import local_file
 from s2uniseg_d2.modeling.backbone import ViTAdapterBackbone
 
 logger = logging.getLogger(__name__)
@@ -28,12 +29,13 @@ def build_encoder(cfg: Any, weights: str | None = None) -> ViTAdapterBackbone:
         weights: "" draws all weights at random with ``cfg.SEED``; the name of a timm model fetches that ViT; the path
             of a checkpoint of this project's trainer gives the teacher's whole encoder; any other file gives the ViT
             (see :func:`~s2uniseg_d2.core.trunks.weights.load_trunk_weights`) inside a fresh adapter, whose stride-4
-            map is zero at first. None takes what the config names: ``MODEL.WEIGHTS``, else ``MODEL.VIT.WEIGHTS``.
+            map is zero at first. An address with a hash stands for its file (:mod:`~s2uniseg_d2.downloads`).
+            None takes what the config names: ``MODEL.WEIGHTS``, else ``MODEL.VIT.WEIGHTS``.
 
     Raises:
         ValueError: if the weights are neither of these, cannot be read, do not fit the config, or hold NaN or infinity.
     """
-    chosen = (cfg.MODEL.WEIGHTS or cfg.MODEL.VIT.WEIGHTS) if weights is None else weights
+    chosen = local_file((cfg.MODEL.WEIGHTS or cfg.MODEL.VIT.WEIGHTS) if weights is None else weights)
     teacher = read_teacher(Path(chosen)) if Path(chosen).is_file() else None
     if teacher:
         cfg.MODEL.VIT.WEIGHTS = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from functools import partial
 from typing import Any
 
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 from s2uniseg_d2.core.trunks.vit import TimmViT
 from s2uniseg_d2.core.trunks.vit_adapter import ViTAdapter
 from s2uniseg_d2.core.trunks.weights import load_trunk_weights
+from s2uniseg_d2.downloads import OFFLINE, is_offline, local_file
 
 from .official_weights import load_adapter_weights
 
 logger = logging.getLogger(__name__)
 
-OFFLINE = "S2UNISEG_OFFLINE"  # 1 in the environment switches downloads off
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
@@ -47,7 +46,7 @@ class ViTAdapterBackbone(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
         """Read ``MODEL.VIT``, ``MODEL.VIT_ADAPTER`` and ``MODEL.RECOMPUTE``, and load the weights if they are named."""
         vit_cfg, adapter_cfg = cfg.MODEL.VIT, cfg.MODEL.VIT_ADAPTER
-        if vit_cfg.WEIGHTS == "timm" and os.environ.get(OFFLINE, "0") not in ("", "0"):
+        if vit_cfg.WEIGHTS == "timm" and is_offline():
             raise ValueError(
                 f"weights of {vit_cfg.NAME!r} must be a file while {OFFLINE} is set in the environment: timm would "
                 f"download them"
@@ -63,7 +62,7 @@ class ViTAdapterBackbone(Backbone):
             recomputes=cfg.MODEL.RECOMPUTE,
         )
         if vit_cfg.WEIGHTS not in ("", "timm"):
-            report = load_trunk_weights(vit, vit_cfg.WEIGHTS, branch=vit_cfg.WEIGHTS_BRANCH)
+            report = load_trunk_weights(vit, local_file(vit_cfg.WEIGHTS), branch=vit_cfg.WEIGHTS_BRANCH)
             logger.info("%s", report.summary())
         vit.freeze(vit_cfg.FROZEN_BLOCKS)
         _warn_of_other_colours(cfg, vit)
@@ -87,7 +86,7 @@ class ViTAdapterBackbone(Backbone):
             recomputes=cfg.MODEL.RECOMPUTE,
         )
         if adapter_cfg.WEIGHTS:
-            official = load_adapter_weights(trunk, adapter_cfg.WEIGHTS, branch=vit_cfg.WEIGHTS_BRANCH)
+            official = load_adapter_weights(trunk, local_file(adapter_cfg.WEIGHTS), branch=vit_cfg.WEIGHTS_BRANCH)
             logger.info("%s", official.summary("the ViT-Adapter"))
         return {"trunk": trunk}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from s2uniseg_d2.core.decoder.pixel_decoder import PixelDecoder
 from s2uniseg_d2.core.decoder.query_decoder import QueryDecoder, QueryGroup
 from s2uniseg_d2.core.structures import FeaturePyramid, QueryPrediction
+from s2uniseg_d2.downloads import local_file
 
 from .official_weights import load_decoder_weights
 
@@ -37,7 +38,7 @@ class QueryGroupHead(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
         if weights:
-            logger.info("%s", load_decoder_weights(self, weights).summary("the decoder"))
+            logger.info("%s", load_decoder_weights(self, local_file(weights)).summary("the decoder"))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

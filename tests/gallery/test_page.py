@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -15,7 +16,41 @@ from s2uniseg_d2.engine.drawing import palette
 from s2uniseg_d2.gallery.page import PageFacts, make_card, write_page
 
 ALL = ("instance", "semantic", "panoptic")
+# each would run if it stood in the page as it is: as an element, out of an attribute, out of the script's data
+EXPLOITS = {
+    "element": "<img src=x onerror=\"document.title='run'\">.png",
+    "attribute": '"><img src=x onerror="document.title=\'run\'">.png',
+    "attribute_alone": 'x" onfocus="document.title=\'run\'" autofocus="',
+    "apostrophe": "'><svg onload=document.title='run'>.png",
+    "script": "</script><script>document.title='run'</script>.png",
+    "comment": "--><script>document.title='run'</script><!--",
+    "entity": "&lt;script&gt;document.title='run'&lt;/script&gt;",
+    "template": "$script ${meta} $$",
+}
 NASTY = '<img src=x onerror="alert(1)">&\'</script>\udcff.png'
+
+
+class Elements(HTMLParser):
+    """Names and attributes of all elements of a page, and the texts of some."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open, self.texts = [], [], {}
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, tuple(name for name, _ in attributes)))
+        self.open.append(tag)
+        self.labels = getattr(self, "labels", []) + [value for name, value in attributes if name == "aria-label"]
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        for tag in self.open[-1:]:
+            self.texts.setdefault(tag, []).append(data)
 
 
 def cards_of(found, picture, names=("a.png", "b.png"), kinds=ALL):
@@ -61,6 +96,21 @@ class TestText:
         assert "<img src=x" not in text
         assert text.count("</script>") == 3  # of the page's facts, of the picture's part, of the script itself
         assert html.escape(NASTY.replace("\udcff", "?")) in text
+
+    @pytest.mark.parametrize("kind", EXPLOITS)
+    def test_exploits_make_no_element_and_no_attribute(self, tmp_path, found, picture, kind):
+        def parse(name):
+            given = PageFacts(name, [name], 0.5, [(name, f"cannot read {name}")])
+            write_page(tmp_path / "x.html", cards_of(found, picture, [name]), given)
+            return Elements((tmp_path / "x.html").read_text(encoding="utf-8"))
+
+        page, plain, name = parse(EXPLOITS[kind]), parse("plain"), EXPLOITS[kind]
+        assert page.found == plain.found
+        assert page.texts["title"] == [name]
+        assert page.texts["b"][0] == name
+        assert page.texts["li"] == [f"cannot read {name}"]
+        assert f"Masks of {name}" in page.labels
+        assert json.loads(page.texts["script"][0])["pictures"][0]["name"] == name
 
     def test_masks_stand_in_it_with_all_that_is_known_of_them(self, page, found):
         meta = json.loads(re.search(r'id="meta">(.*?)</script>', page.read_text())[1])
@@ -119,6 +169,23 @@ class TestBrowser:
         dom = browse(tmp_path / "x.html")
         assert 'data-ready="yes"' in dom
         assert shown(dom) == 3
+
+    def test_exploits_run_nothing_even_without_the_policy(self, tmp_path, found, picture, browse):
+        names = list(EXPLOITS.values())
+        given = PageFacts("untouched", names, 0.5, [(name, name) for name in names])
+        write_page(tmp_path / "x.html", cards_of(found, picture, names), given)
+        text = (tmp_path / "x.html").read_text(encoding="utf-8")
+        policy = re.search(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", text)[0]
+        (tmp_path / "open.html").write_text(text.replace(policy, ""), encoding="utf-8")
+        dom = browse(tmp_path / "open.html")
+        assert 'data-ready="yes"' in dom
+        assert "<title>untouched</title>" in dom
+        # the same name, not made text, does run: the exploits are real, and the policy stops them as well
+        bad = text.replace("<body>", f"<body>{EXPLOITS['script']}{EXPLOITS['element']}", 1)
+        (tmp_path / "bad.html").write_text(bad, encoding="utf-8")
+        assert "<title>untouched</title>" in browse(tmp_path / "bad.html")
+        (tmp_path / "bad.html").write_text(bad.replace(policy, ""), encoding="utf-8")
+        assert "<title>run</title>" in browse(tmp_path / "bad.html")
 
     def test_many_pictures_are_painted_when_they_are_seen(self, tmp_path, found, picture, browse):
         write_page(tmp_path / "x.html", cards_of(found, picture, [f"{i}.png" for i in range(300)]), facts())

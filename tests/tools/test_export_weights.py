@@ -12,8 +12,9 @@ from detectron2.modeling import build_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from s2uniseg_d2.core.tensor_files import file_digest
 from s2uniseg_d2.engine.checkpoint import SafeCheckpointer
-from s2uniseg_d2.engine.checkpoint_files import file_digest, tensor_digest
+from s2uniseg_d2.engine.checkpoint_files import tensor_digest
 from s2uniseg_d2.engine.weight_export import export_weights
 from tests.engine.others import transfer_config
 from tests.tiny import tiny_config
