@@ -2,14 +2,10 @@
 
 import argparse
 import hashlib
-import http.server
 import logging
 import shutil
-import ssl
 import subprocess
 import sys
-import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +19,7 @@ from s2uniseg_d2.engine.checkpoint import SafeCheckpointer
 from s2uniseg_d2.engine.evaluation_record import weights_record
 from s2uniseg_d2.engine.run import prepare
 from s2uniseg_d2.labeling.encoder import build_encoder
+from tests.security.https_server import serve
 from tests.tiny import tiny_config, write_pictures
 
 CONTENT = bytes(range(256)) * 4000  # a megabyte
@@ -40,69 +37,6 @@ def certificate(tmp_path_factory):
     return path, key
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves ``server.files``; ``server.cut`` bytes of an answer are the last before the connection ends."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        server = self.server
-        server.asked.append((self.path, self.headers.get("Range")))
-        name = self.path.partition("?")[0]
-        if name in server.moved:
-            self.send_response(302)
-            self.send_header("Location", server.moved[name])
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if server.broken:
-            self.send_error(server.broken.pop(0))
-            return
-        if name not in server.files:
-            self.send_error(404)
-            return
-        self.send_part(server.files[name])
-
-    def send_part(self, content):
-        server, begin, asked = self.server, 0, self.headers.get("Range")
-        time.sleep(server.delay_s)
-        if asked and server.knows_ranges:
-            begin = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if begin >= len(content):
-                self.send_error(416)
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {begin + server.shift}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        if server.says_length:
-            self.send_header("Content-Length", str(len(content) - begin))
-        else:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        cut = server.cuts.pop(0) if server.cuts else None
-        self.wfile.write(content[begin:] if cut is None else content[begin : begin + cut])
-        if cut is not None or not server.says_length:
-            self.close_connection = True
-
-    def log_message(self, *words):
-        pass
-
-
-def serve(certificate):
-    server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
-    if certificate:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*certificate)
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    server.files, server.moved, server.asked = {"/w.pth": CONTENT}, {}, []
-    server.cuts, server.broken, server.delay_s, server.shift = [], [], 0, 0
-    server.knows_ranges = server.says_length = True
-    server.handle_error = lambda *words: None  # a client that hangs up is what is tested
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    return server
-
-
 @pytest.fixture
 def server(certificate, tmp_path, monkeypatch):
     monkeypatch.setenv("S2UNISEG_CACHE", str(tmp_path / "cache"))
@@ -111,6 +45,7 @@ def server(certificate, tmp_path, monkeypatch):
     monkeypatch.delenv("S2UNISEG_OFFLINE", raising=False)
     monkeypatch.setattr(downloads, "_PAUSE_S", 0.01)
     server = serve(certificate)
+    server.files["/w.pth"] = CONTENT
     server.url = f"https://localhost:{server.server_port}"
     server.address = f"{server.url}/w.pth#sha256={HASH}"
     yield server
