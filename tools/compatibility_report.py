@@ -16,10 +16,11 @@ INTRODUCTION = """\
 bounds of `setup.py`. `make matrix` sets each up from the package registry on each supported Python and runs the test
 suite on the CPU; `make matrix ARGS="--report"` writes this document from the results.
 
-A cell ending in `-detectron2` had another Detectron2, named in its row, in its environment before the set-up, which
-left every file of it alone. Where an oldest release has no wheel for a newer Python, the first that has takes its
-place. Warnings are errors in the tests, whatever the versions, but for the exceptions in `pyproject.toml`, each with a
-reason. CPU seconds are of the test run, processes that it started included.
+A row is one selection of tests on one commit; a cell that was not run says so. A cell ending in `-detectron2` had
+another Detectron2, named in its row, in its environment before the set-up, which left every file of it alone. Where an
+oldest release has no wheel for a newer Python, the first that has takes its place. Warnings are errors in the tests,
+whatever the versions, but for the exceptions in `pyproject.toml`, each with a reason. CPU seconds are of the test run,
+processes that it started included.
 """
 
 
