@@ -195,13 +195,14 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _fetch(address: Address, partial: Path, most_bytes: int) -> None:
     """Fill ``partial``, going on from what is in it, until its hash is right."""
-    resumed, fruitless = partial.is_file(), 0
+    resumed, fruitless, furthest = partial.is_file(), 0, _size(partial)
     while True:
-        before = _size(partial)
         try:
             _fetch_rest(address, partial, most_bytes)
         except _LostError as error:
-            fruitless = 0 if _size(partial) > before else fruitless + 1
+            # where a server knows no ranges a try begins anew, and is fruitless unless it comes further than all before
+            fruitless = 0 if _size(partial) > furthest else fruitless + 1
+            furthest = max(furthest, _size(partial))
             if fruitless == _TRIES:
                 raise DownloadError(
                     f"{address.shown} could not be fetched: {error}; the {_size(partial):,} bytes that came are kept, "
@@ -219,7 +220,7 @@ def _fetch(address: Address, partial: Path, most_bytes: int) -> None:
                 f"{address.shown} is not the file that was meant: its SHA-256 must be {address.sha256}, got {found}"
             )
         logger.warning("%s: what was kept of an earlier try is no part of it; fetched anew", address.shown)
-        resumed = False
+        resumed, furthest = False, 0
 
 
 def _size(path: Path) -> int:

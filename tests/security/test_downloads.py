@@ -116,6 +116,15 @@ def test_a_later_call_goes_on_with_what_an_earlier_one_kept(server, cache):
     assert cache.file.read_bytes() == CONTENT
 
 
+@needs_openssl
+def test_tries_that_come_no_further_end(server):
+    server.knows_ranges = False
+    server.cuts = [300_000, 100_000, 200_000] * 9
+    with pytest.raises(DownloadError, match="could not be fetched: the connection ended after"):
+        local_file(server.address)
+    assert len(server.asked) == 5
+
+
 def keep(cache, content):
     cache.folder.mkdir()
     cache.partial.write_bytes(content)
