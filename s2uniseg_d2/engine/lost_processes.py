@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import signal
-import threading
 from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import distributed
+
+from s2uniseg_d2.data.workers import LATE, end_workers
 
 
 def is_loss(error: BaseException) -> bool:
@@ -31,8 +30,8 @@ def explain_loss(error: RuntimeError, cfg: CfgNode) -> str | None:
     kind = _kind_of(error)
     if kind == "late":
         return (
-            f"no data worker gave a batch in DATALOADER.TIMEOUT_S = {cfg.DATALOADER.TIMEOUT_S} seconds: "
-            "one hangs, or the disk that it reads from"
+            f"{words.removeprefix(LATE)} gave no batch in DATALOADER.TIMEOUT_S = {cfg.DATALOADER.TIMEOUT_S} seconds: "
+            "it hangs, or the disk that it reads from"
         )
     if kind == "worker":
         return f"a data worker died ({words}); if memory was short, fewer DATALOADER.NUM_WORKERS take less"
@@ -46,7 +45,7 @@ def explain_loss(error: RuntimeError, cfg: CfgNode) -> str | None:
 
 def _kind_of(error: BaseException) -> str | None:
     words = str(error)
-    if "DataLoader timed out" in words:
+    if words.startswith(LATE):
         return "late"
     if words.startswith("DataLoader worker") and ("killed by signal" in words or "exited unexpectedly" in words):
         return "worker"
@@ -58,7 +57,7 @@ def _kind_of(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def naming_losses(cfg: CfgNode) -> Iterator[None]:
-    """Turn the loss of a process into an ``OSError`` that names it, and end the data workers that are left.
+    """Turn the loss of a process into an ``OSError`` that names it; end the data workers in any case.
 
     Raises:
         OSError: if a data worker or another process of the run died, or gave nothing within its time limit.
@@ -69,17 +68,6 @@ def naming_losses(cfg: CfgNode) -> Iterator[None]:
         reason = explain_loss(error, cfg)
         if reason is None:
             raise
-        end_workers()
         raise OSError(reason) from error
-
-
-def end_workers() -> None:
-    """Kill all that this process has started: Python waits for it at its end, for one that hangs without end."""
-    # PyTorch raises an error at every data worker that is killed
-    is_main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
-    for child in multiprocessing.active_children():
-        child.kill()
-        child.join()
-    if is_main:
-        signal.signal(signal.SIGCHLD, previous)
+    finally:
+        end_workers()

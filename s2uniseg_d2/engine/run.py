@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
@@ -20,7 +19,7 @@ from s2uniseg_d2.data import resolve_dataset
 from s2uniseg_d2.downloads import check_address, is_address
 
 from .checkpoint import SafeCheckpointer
-from .checkpoint_files import resume_candidates
+from .checkpoint_files import resume_candidates, write_whole
 from .evaluation import evaluate
 from .evaluation_parts import PARTS, refuse_kept
 from .lost_processes import is_loss, naming_losses
@@ -29,8 +28,6 @@ from .stopping import how_to_go_on
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Plan(NamedTuple):
@@ -57,14 +54,27 @@ def set_up(args: argparse.Namespace) -> CfgNode:
     comm.synchronize()  # what is checked above is changed below, by the fastest process first
     cfg.freeze()
     share_cores()
-    # Detectron2 colours the config that it logs wherever that goes, to files too
-    logging.getLogger("detectron2").addFilter(_without_colours)
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s2uniseg_d2")
+    _begin(cfg, args)
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
     for note in notes:
         logger.warning(note)
     return cfg
+
+
+def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Log, seed and keep the config as Detectron2's ``default_setup`` does, but ``config.yaml`` as a whole."""
+    output, rank = Path(cfg.OUTPUT_DIR), comm.get_rank()
+    if comm.is_main_process():
+        output.mkdir(parents=True, exist_ok=True)
+    for name in ("fvcore", "detectron2", "s2uniseg_d2"):
+        setup_logger(str(output), distributed_rank=rank, name=name)
+    logger.info("Process %d of %d\n%s", rank, comm.get_world_size(), collect_env_info())
+    logger.info("%s\n%s", args, cfg.dump())
+    if comm.is_main_process():
+        write_whole(output / "config.yaml", lambda file: file.write(cfg.dump().encode()))
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
 def prepare(args: argparse.Namespace) -> Plan:
@@ -137,11 +147,6 @@ def _check_evaluation(cfg: CfgNode, *, resume: bool) -> None:
         refuse_kept(Path(cfg.OUTPUT_DIR) / PARTS)
 
 
-def _without_colours(record: logging.LogRecord) -> bool:
-    record.msg = _COLOUR.sub("", record.msg) if isinstance(record.msg, str) else record.msg
-    return True
-
-
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Leave an expected error to the one sentence at the end of the run."""
     error = record.exc_info[1] if record.exc_info else None
@@ -206,5 +211,5 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         SafeCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     with naming_losses(cfg):
         results = evaluate(cfg, model, resume=args.resume)
-    Trainer.draw_first_pictures(cfg, model)
+        Trainer.draw_first_pictures(cfg, model)
     return results

@@ -40,7 +40,7 @@ def test_a_worker_takes_sigterm_as_the_process_that_started_it_does():
     finally:
         signal.signal(signal.SIGTERM, previous)
     assert begun.value == 1
-    assert loader.timeout == 60
+    assert loader.limit_s == 60
 
 
 def test_a_worker_ends_when_the_process_that_started_it_ends_it():
@@ -48,7 +48,7 @@ def test_a_worker_ends_when_the_process_that_started_it_ends_it():
     try:
         batches = iter(set_up_workers(DataLoader(Signalled(), num_workers=1), tiny_config()))
         next(batches)
-        (worker,) = batches._workers
+        (worker,) = multiprocessing.active_children()
         # what Python does at its end, when it waits without a limit
         worker.terminate()
         worker.join(60)

@@ -62,13 +62,13 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick_set_up(monkeypatch, request):
-    """Detectron2's set-up writes the environment and both configs into the log, which takes most of a tiny run."""
+    """The set-up writes the environment and the config into the log, which takes most of a tiny run."""
 
     def make_folder(cfg, args):
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
 
     if request.node.name != "test_the_model_is_the_one_that_was_trained":
-        monkeypatch.setattr("s2uniseg_d2.engine.run.default_setup", make_folder)
+        monkeypatch.setattr("s2uniseg_d2.engine.run._begin", make_folder)
 
 
 def test_every_protocol_has_a_config_and_a_case(repository):

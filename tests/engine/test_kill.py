@@ -35,6 +35,7 @@ class Command:
         while not picture.is_file() and self.process.poll() is None and time.monotonic() < limit:
             time.sleep(0.002)
         assert self.process.poll() is None, self.said_in.read_text()[-3000:]
+        assert picture.is_file(), f"iteration {iteration} did not come in {PATIENCE_S} s"
 
     def end(self, sent=None):
         """What it said, after a signal if one is given, and its exit status."""
@@ -50,6 +51,7 @@ def last_line(metrics):
     return {name: value for name, value in figures.items() if not is_of_the_machine(name)}
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_run_that_was_killed_ended_and_interrupted_equals_one_that_was_not(repository, tmp_path):
     pictures = write_pictures(tmp_path / "pictures")

@@ -202,7 +202,20 @@ def worker_hangs(injection: Injection) -> None:
     injection.begin(DATALOADER__NUM_WORKERS=1, DATALOADER__TIMEOUT_S=10)
     injection.await_step(before=5)
     os.kill(_worker_of(injection.started), signal.SIGSTOP)
-    injection.expect_end(1, saying="DATALOADER.TIMEOUT_S = 10 seconds: one hangs", seconds=120)
+    injection.expect_end(1, saying="stopped) gave no batch in DATALOADER.TIMEOUT_S = 10 seconds", seconds=120)
+    injection.check_kept()
+
+
+@fault("suspended for longer than its time limit, then kill -9")
+def suspension(injection: Injection) -> None:
+    """All processes of the run; nobody hangs, so that it goes on."""
+    injection.begin(DATALOADER__NUM_WORKERS=1, DATALOADER__TIMEOUT_S=10)
+    step = injection.await_step(before=5)
+    injection.started.send(signal.SIGSTOP, to_group=True)
+    time.sleep(12)
+    injection.started.send(signal.SIGCONT, to_group=True)
+    injection.await_event("step", step + 2, "begins")
+    injection.kill()
     injection.check_kept()
 
 

@@ -223,7 +223,7 @@ def _damage(path: Path, *, is_over: bool) -> str | None:
                 picture.load()
         elif path.suffix == ".npy":
             np.load(path)
-        elif path.suffix == ".yaml" and is_over:
+        elif path.suffix == ".yaml":
             yaml.safe_load(path.read_text())["MODEL"]["DEVICE"]
     except (ValueError, OSError, KeyError, TypeError, SyntaxError, yaml.YAMLError) as error:
         return " ".join(str(error).split())[:200]

@@ -47,36 +47,60 @@ def plan(names: Sequence[str], injections: int, length: int) -> list[list[tuple[
 
 
 def inject(data: Data, folder: Path, group: Sequence[tuple[int, str]], seed: int) -> list[dict[str, Any]]:
-    """Disturb one run by some faults and let it end; the folder stays if not all was well."""
-    own = FAULTS[group[0][1]].run
-    injection = Injection(data, folder, name="training" if own == "own" else own)
-    found = []
+    """Disturb one run by some faults and let it end; the folder stays if not all was well.
+
+    A fault that missed its moment, for none was left or the machine was busy, gets one more try on a new run.
+    """
+    found: list[dict[str, Any]] = []
+    injection, mine = _place(data, folder / "0", group), []
     for number, name in group:
-        start, is_missed = time.monotonic(), False
-        injection.rng, injection.problems = random.Random(f"{seed} {number}"), []
-        injection.lost, injection.moment = None, ""
-        try:
-            FAULTS[name].disturb(injection)
-        except MissedError as missed:
-            is_missed, injection.problems = True, [*injection.problems, f"missed: {missed}"]
-        except Exception as error:  # noqa: BLE001 a check that breaks is a fault that was not survived
-            injection.problems.append(f"{type(error).__name__}: {error}")
-        each = {"number": number, "fault": name, "moment": injection.moment, "missed": is_missed}
-        each |= {"problems": injection.problems, "lost": injection.lost, "seconds": time.monotonic() - start}
+        each = _disturb(injection, number, name, f"{seed} {number}")
+        if each["missed"]:
+            _end(injection, mine or [each])
+            wrong = each["problems"][1:] if not mine else []  # of a run that nothing has disturbed
+            injection, mine = _place(data, folder / str(number), group), []
+            each = _disturb(injection, number, name, f"{seed} {number} again")
+            each["problems"] += wrong
+        mine.append(each)
         found.append(each)
-    injection.problems = []
-    start = time.monotonic()
-    try:
-        if own != "own":
-            injection.finish()
-    except Exception as error:  # noqa: BLE001 likewise
-        injection.problems.append(f"{type(error).__name__}: {error}")
-    for each in found:
-        each["problems"] += injection.problems  # nobody can tell which of the faults it was
-        each["seconds"] = round(each["seconds"] + (time.monotonic() - start) / len(found), 1)
-    if not any(each["problems"] for each in found if not each["missed"]) and not injection.problems:
+    _end(injection, mine)
+    if not any(each["problems"] for each in found if not each["missed"]):
         shutil.rmtree(folder, ignore_errors=True)
     return found
+
+
+def _place(data: Data, folder: Path, group: Sequence[tuple[int, str]]) -> Injection:
+    kind = FAULTS[group[0][1]].run
+    return Injection(data, folder, name="training" if kind == "own" else kind)
+
+
+def _disturb(injection: Injection, number: int, name: str, seed: str) -> dict[str, Any]:
+    start, is_missed = time.monotonic(), False
+    injection.rng, injection.problems = random.Random(seed), []
+    injection.lost, injection.moment = None, ""
+    try:
+        FAULTS[name].disturb(injection)
+    except MissedError as missed:
+        is_missed, injection.problems = True, [f"missed: {missed}", *injection.problems]
+    except Exception as error:  # noqa: BLE001 a check that breaks is a fault that was not survived
+        injection.problems.append(f"{type(error).__name__}: {error}")
+    each = {"number": number, "fault": name, "moment": injection.moment, "missed": is_missed}
+    return each | {"problems": injection.problems, "lost": injection.lost, "seconds": time.monotonic() - start}
+
+
+def _end(injection: Injection, mine: Sequence[dict[str, Any]]) -> None:
+    """Let a run end, compare, and lay what is wrong to all faults that disturbed it: nobody can tell which it was."""
+    start, injection.problems = time.monotonic(), []
+    try:
+        if FAULTS[mine[0]["fault"]].run != "own":
+            injection.finish()
+        elif injection.run is not None:
+            injection.started.end()
+    except Exception as error:  # noqa: BLE001 likewise
+        injection.problems.append(f"{type(error).__name__}: {error}")
+    for each in mine:
+        each["problems"] += injection.problems
+        each["seconds"] = round(each["seconds"] + (time.monotonic() - start) / len(mine), 1)
 
 
 def _say(found: Sequence[dict[str, Any]]) -> None:
@@ -122,18 +146,16 @@ def soak(
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Injections by fault, as Markdown."""
     lines = [
-        "| Fault | Injected | Survived | Iterations lost: mean | most |",
-        "|---|---:|---:|---:|---:|",
+        "| Fault | Injected | Survived | Moment missed | Iterations lost: mean | most |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
-    happened = [each for each in found if not each["missed"]]
-    for name in [*dict.fromkeys(each["fault"] for each in happened), "all"]:
-        mine = [each for each in happened if name in (each["fault"], "all")]
-        lost = [each["lost"] for each in mine if each["lost"] is not None]
-        survived = sum(not each["problems"] for each in mine)
+    for name in [*dict.fromkeys(each["fault"] for each in found), "all"]:
+        mine = [each for each in found if name in (each["fault"], "all")]
+        happened = [each for each in mine if not each["missed"]]
+        lost = [each["lost"] for each in happened if each["lost"] is not None]
+        survived = sum(not each["problems"] for each in happened)
         losses = f"{sum(lost) / len(lost):.2f} | {max(lost)}" if lost else "– | –"
-        lines.append(f"| {name} | {len(mine)} | {survived} | {losses} |")
-    if len(happened) < len(found):
-        lines += ["", f"{len(found) - len(happened)} injections missed their moment and do not count."]
+        lines.append(f"| {name} | {len(happened)} | {survived} | {len(mine) - len(happened)} | {losses} |")
     return "\n".join(lines) + "\n"
 
 

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from tests.faults import shim
+from tests.faults.injections import FAULTS, Fault, Injection, MissedError
 from tests.faults.runs import Run, damages, differences, steps_done, steps_kept
-from tests.faults.soak import table
+from tests.faults.soak import inject, table
 
 
 @pytest.fixture
@@ -152,8 +153,24 @@ def test_the_table_counts_what_was_not_survived():
     each = {"number": 0, "fault": "a", "moment": "", "missed": False, "problems": [], "lost": 1, "seconds": 1.0}
     found = [each, {**each, "problems": ["wrong"], "lost": 2}, {**each, "missed": True, "problems": ["missed"]}]
     lines = table(json.loads(json.dumps(found))).splitlines()
-    assert "| a | 2 | 1 | 1.50 | 2 |" in lines
-    assert lines[-1] == "1 injections missed their moment and do not count."
+    assert "| a | 2 | 1 | 1 | 1.50 | 2 |" in lines
+    assert "| all | 2 | 1 | 1 | 1.50 | 2 |" in lines
+
+
+def test_a_missed_moment_gets_another_run(tmp_path, monkeypatch):
+    tried = []
+
+    def disturb(injection):
+        tried.append(injection)
+        if len(tried) == 2:
+            raise MissedError("too late")
+
+    monkeypatch.setitem(FAULTS, "a", Fault("a", "training", disturb))
+    monkeypatch.setattr(Injection, "finish", lambda self: self.problems.append("x") if self is tried[0] else None)
+    found = inject(None, tmp_path, [(0, "a"), (1, "a"), (2, "a")], 0)
+    assert [tried.index(each) for each in tried] == [0, 0, 2, 2]
+    # what is wrong with a run is laid to those faults that came to it
+    assert [(each["missed"], each["problems"]) for each in found] == [(False, ["x"]), (False, []), (False, [])]
 
 
 def test_a_path_outside_of_the_folder_does_not_count(run, disk):
