@@ -244,10 +244,10 @@ def load_config(
         if not isinstance(model, dict):
             raise ValueError(f"config file {model_from} must hold a MODEL with keys, got {type(model).__name__}")
         trained = {key: value for key, value in model.items() if key not in ("WEIGHTS", "DEVICE")}
-        cfg = _merge(cfg, CfgNode({"MODEL": copy.deepcopy(trained)}), str(model_from))
+        cfg = _merge(cfg, {"MODEL": copy.deepcopy(trained)}, str(model_from))
         trained.pop("INFERENCE", None)
         _overlay(above, {"MODEL": trained})
-    cfg = _merge(cfg, CfgNode(above), str(config_file))
+    cfg = _merge(cfg, above, str(config_file))
     overrides = [word for word in overrides or [] if word != "--"]
     if len(overrides) % 2:
         raise ValueError(f"overrides must be pairs of KEY VALUE, got {' '.join(overrides)}")
@@ -330,12 +330,13 @@ def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
             below[key] = copy.deepcopy(value)
 
 
-def _merge(cfg: CfgNode, other: CfgNode, name: str) -> CfgNode:
-    if other.pop("VERSION", 2) != 2:
+def _merge(cfg: CfgNode, tree: dict[str, Any], name: str) -> CfgNode:
+    if tree.pop("VERSION", 2) != 2:
         raise ValueError(f"config file {name}: VERSION must be 2")
     try:
-        cfg.merge_from_other_cfg(other)
-    except (AssertionError, KeyError, ValueError) as error:
+        cfg.merge_from_other_cfg(CfgNode(tree))
+    except (AssertionError, KeyError, ValueError, TypeError) as error:
+        # a TypeError comes of keys that are no text, as ON and NO, which YAML takes for truth values
         raise ValueError(f"config file {name}: {_first_words(error)}") from error
     return cfg
 

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from s2uniseg_d2.core.labelers.region_embedding import embed_regions
 from s2uniseg_d2.core.tensor_files import TensorFileError, read_tensor_file
 from s2uniseg_d2.data.coco_json import check_coco_json
 from s2uniseg_d2.data.panoptic_json import read_panoptic_json
@@ -119,3 +121,9 @@ def test_a_zip_file_with_a_damaged_directory(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"PK\x05\x06" + b"\xff" * 8 + b"\x10\0\0\0" * 2 + b"\0\0")
     with pytest.raises(TensorFileError):
         read_tensor_file(tmp_path / "w.pth")
+
+
+def test_a_map_without_tokens_has_no_vectors():
+    assert embed_regions(torch.zeros(3, 0, 0), torch.zeros(0, 0, 0, dtype=torch.bool), 0.07).shape == (0, 3)
+    with pytest.raises(ValueError, match="masks must each hold a token, got none in mask 0"):
+        embed_regions(torch.zeros(3, 0, 0), torch.zeros(1, 0, 0, dtype=torch.bool), 0.07)

@@ -158,3 +158,13 @@ def test_a_few_lines_do_not_make_billions(tmp_path):
 def test_none_is_no_number(key):
     with pytest.raises(ValueError, match=f"{key} must"):
         load_config("", [key, "None"])
+
+
+@pytest.mark.parametrize(
+    "text", ["ON: {A: 2020-01-01}", "1: {2: !!set {a}}", "MODEL: {NO: {X: 2020-01-01}}", "A: !!binary aGk="]
+)
+def test_keys_and_values_that_no_config_has_are_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    for words in ({}, {"model_from": tmp_path / "c.yaml"}):
+        with pytest.raises(ValueError, match=r"config file .*c\.yaml: "):
+            load_config(tmp_path / "c.yaml", **words)

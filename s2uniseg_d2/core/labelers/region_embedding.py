@@ -78,7 +78,7 @@ def _vote(features: Tensor, shares: Tensor, scales: Tensor, dtype: torch.dtype) 
     rows = functional.normalize(features.detach().flatten(1).T.to(dtype), dim=1)
     votes, norms = [], []
     for part, scale in zip(
-        *(torch.split(x, max(1, _CHUNK_VALUES // len(rows))) for x in (shares, scales)), strict=True
+        *(torch.split(x, max(1, _CHUNK_VALUES // max(1, len(rows)))) for x in (shares, scales)), strict=True
     ):
         queries = part.to(dtype) @ rows * scale[:, None].to(dtype)
         votes.append(((queries @ rows.T).softmax(dim=1) @ rows).double())
