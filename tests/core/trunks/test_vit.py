@@ -134,3 +134,32 @@ def test_pictures_that_are_not_whole_patches_are_refused(make_vit, shape):
 def test_blocks_outside_the_depth_are_refused(make_vit, start, stop):
     with pytest.raises(ValueError, match="0 <= start <= stop <= 4"):
         make_vit().run(torch.zeros(1, 5, 32), start, stop)
+
+
+@pytest.mark.parametrize(("blocks", "frozen"), [(0, 0), (1, 1), (-1, None), (2, None)])
+def test_frozen_blocks_neither_learn_nor_drop_paths_and_the_rest_does(make_vit, blocks, frozen):
+    vit = make_vit(depth=2, drop_path_rate=0.5)
+    before = {name: module.drop_prob for name, module in vit.named_modules() if hasattr(module, "drop_prob")}
+    vit.freeze(blocks)
+    for name, parameter in vit.named_parameters():
+        learns = name.startswith(("blocks.1.", "norm.")) if frozen == 1 else frozen == 0
+        assert parameter.requires_grad == learns, name
+    for name, module in vit.named_modules():
+        if hasattr(module, "drop_prob"):
+            stays = frozen == 0 or (frozen == 1 and name.startswith("blocks.1."))
+            assert module.drop_prob == (before[name] if stays else 0.0), name
+    assert any(before.values())
+    with pytest.raises(ValueError, match=r"blocks must lie in \[-1, 2\]"):
+        vit.freeze(3)
+
+
+def test_a_fixed_grid_gives_the_same_tokens_and_holds_for_its_size_alone(make_vit, scatter_weights):
+    vit = make_vit()
+    scatter_weights(vit)
+    size = vit.patch_size
+    wide, tall = torch.randn(1, 3, 3 * size, 5 * size), torch.randn(1, 3, 4 * size, 2 * size)
+    free = vit.embed(wide)[0]
+    vit.fix_grid(3, 5)
+    assert vit.grid_size == (3, 5)
+    assert torch.equal(vit.embed(wide)[0], free)
+    assert vit.embed(tall)[0].shape[1] == 8 + vit.num_prefix_tokens
