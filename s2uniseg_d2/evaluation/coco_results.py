@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.structures import BoxMode, Instances
+from numpy.typing import NDArray
 from pycocotools import mask as mask_coding
 from torch import Tensor
 
@@ -49,9 +51,9 @@ def encode_instances(instances: Instances, image_id: Any) -> list[Result]:
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     """Return the run lengths of ``(n, H, W)`` bool masks on any device, ``counts`` as text that JSON can hold.
 
-    The same codes as ``pycocotools.mask.encode``, which reads every mask down its columns, some three times sooner for
-    masks of few runs: only where a mask begins or ends is put in the columns' order, not the masks. ``O(n H W)``, and
-    memory for a few masks beside the argument.
+    The same codes as ``pycocotools.mask.encode``, which reads every mask down its columns, some times sooner for masks
+    of few runs: a mask is read in its box alone, and only where it begins or ends is put in the columns' order. Memory
+    for a few masks beside the argument.
     """
     codes: list[dict[str, Any]] = []
     if masks.numel() == 0:
@@ -59,21 +61,26 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     height, width = masks.shape[1:]
     pixels = height * width
     for part in masks.split(max(1, _CHUNK_PIXELS // pixels)):
-        mask, cell = np.divmod(np.flatnonzero(_starts_of_runs(part.bool()).cpu().numpy()), pixels)
-        row, column = np.divmod(cell, width)
-        starts = column * height + row
-        starts = starts[np.argsort(mask * pixels + starts)]
-        for own in np.split(starts, np.searchsorted(mask, np.arange(1, len(part)))):
-            counts = np.diff(own, prepend=0, append=pixels).tolist()
+        for mask in part.bool().cpu().numpy():
+            counts = np.diff(_starts_of_runs(mask), prepend=0, append=pixels).tolist()
             codes.append(mask_coding.frPyObjects({"size": [height, width], "counts": counts}, height, width))
     for code in codes:
         code["counts"] = code["counts"].decode()
     return codes
 
 
-def _starts_of_runs(masks: Tensor) -> Tensor:
-    """Where ``(n, H, W)`` bool masks differ from the pixel before, down the columns; the first follows on False."""
-    starts = masks.clone(memory_format=torch.contiguous_format)
-    starts[:, 1:] ^= masks[:, :-1]
-    starts[:, 0, 1:] ^= masks[:, -1, :-1]
-    return starts
+def _starts_of_runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where an ``(H, W)`` mask, read down its columns, differs from the cell before; the first follows on False."""
+    height, width = mask.shape
+    left, top, columns, rows = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    box = mask[top : top + rows, left : left + columns]
+    changes = np.zeros((rows + 1, columns), dtype=np.bool_)  # from the cell above, or from False outside of the box
+    changes[:-1] = box
+    changes[1:] ^= box
+    row, column = np.divmod(np.flatnonzero(changes), max(columns, 1))
+    starts = np.sort((column + left) * height + row + top)
+    if rows == height:
+        # what ends with a column and goes on in the next is one run; what ends with the last one ends there anyway
+        is_new = np.diff(starts, prepend=-1) != 0
+        starts = starts[is_new & np.append(is_new[1:], True)]
+    return starts[starts < height * width]

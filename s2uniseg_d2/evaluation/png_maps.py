@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -33,7 +34,9 @@ def check_names(file_names: Sequence[str]) -> dict[str, str]:
 
 def write_labels(path: Path, labels: NDArray[np.integer], none: int) -> None:
     """Write ``(H, W)`` labels >= -1 as 16 bits, with ``none`` for -1."""
-    _save(path, Image.fromarray(np.where(labels < 0, none, labels).astype(np.uint16)))
+    samples = labels.astype(np.uint16)
+    np.copyto(samples, none, where=labels < 0, casting="unsafe")
+    _save(path, Image.fromarray(samples))
 
 
 def read_labels(path: Path, none: int) -> NDArray[np.int64]:
@@ -50,7 +53,9 @@ def write_ids(path: Path, ids: NDArray[np.integer]) -> None:
     """
     if ids.size and not (ids.min() >= 0 and ids.max() < ID_LIMIT):
         raise ValueError(f"segment ids must lie in [0, 2^24) to be written, got {ids.min()} to {ids.max()}")
-    _save(path, Image.fromarray((ids[..., None] // _RADIX % 256).astype(np.uint8)))
+    # the bytes of a number, the lowest first, are the channels; the fourth is 0
+    channels = np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)
+    _save(path, Image.fromarray(cv2.cvtColor(channels, cv2.COLOR_RGBA2RGB)))
 
 
 def read_map(path: str | Path) -> NDArray[np.generic]:

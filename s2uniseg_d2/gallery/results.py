@@ -9,10 +9,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from s2uniseg_d2 import __version__
-from s2uniseg_d2.core.ops.masks import mask_boxes
 from s2uniseg_d2.data.pictures import Picture
 from s2uniseg_d2.evaluation.coco_results import encode_instances
 from s2uniseg_d2.evaluation.png_maps import write_ids, write_labels
@@ -20,13 +20,15 @@ from s2uniseg_d2.evaluation.whole_files import replacing, write_json
 from s2uniseg_d2.exit_status import one_line
 from s2uniseg_d2.segmenter import Segmentation
 
-from .overlay import draw_overlay, mask_areas
+from .overlay import draw_index, index_type, mask_areas, stack_masks
 from .page import KINDS, Card, PageFacts, count_clusters, make_card, shown_name, write_page
 
 NO_CLUSTER = 65535  # in a semantic PNG
 OVERLAY_QUALITY = 92
 LONGEST_PX = 65_500  # that the JPEG coder takes
 LONGEST_NAME = 180  # bytes of a part of a file's name: systems take 255, and a file that is being written has more
+Index = NDArray[np.signedinteger]
+Drawn = tuple[Index, list[int]]  # the mask that is seen at each pixel, -1 for none, and every mask's cluster
 PAGE = "index.html"
 FOLDERS = ("overlays", "panoptic", "semantic")
 _OWN = (PAGE, "instances.json", "panoptic.json", *FOLDERS)
@@ -104,16 +106,17 @@ class ResultFiles:
         height, width = picture.shape[:2]
         image = {"id": number, "file_name": shown_name(name), "height": height, "width": width}
         instances = self._encode_instances(found, number) if "instance" in self.kinds else []
-        panoptic = self._encode_panoptic(found, number, stem) if "panoptic" in self.kinds else {}
+        drawn = {kind: _draw_order(kind, found) for kind in self.kinds}
+        panoptic = self._encode_panoptic(found, number, stem, drawn) if "panoptic" in self.kinds else {}
         if "panoptic" in self.kinds:
             write_ids(self.folder / "panoptic" / f"{stem}.png", found.panoptic.numpy())
         if "semantic" in self.kinds:
             write_labels(self.folder / "semantic" / f"{stem}.png", found.semantic.numpy(), NO_CLUSTER)
         for kind in self.kinds:
-            self._write_overlay(self.folder / "overlays" / kind / f"{stem}.jpg", kind, picture, found)
+            self._write_overlay(self.folder / "overlays" / kind / f"{stem}.jpg", picture, *drawn[kind])
         if len(self.cards) < self._page_limit:
             self.cards.append(make_card(name, picture, found, self.kinds, seconds))
-        self.masks += sum(_count_masks(found, kind) for kind in self.kinds)
+        self.masks += sum(len(clusters) for _, clusters in drawn.values())
         # only now, so that a picture is in all of the lists or in none
         self._images.append(image)
         self._instances.append(instances)
@@ -185,36 +188,28 @@ class ResultFiles:
                 result["level"] = levels[place]
         return results
 
-    def _encode_panoptic(self, found: Segmentation, number: int, stem: str) -> dict[str, Any]:
-        masks = found.panoptic == _segment_ids(found)[:, None, None]
-        corners = mask_boxes(masks).tolist()
+    def _encode_panoptic(self, found: Segmentation, number: int, stem: str, drawn: dict[str, Drawn]) -> dict[str, Any]:
+        boxes = find_objects(drawn["panoptic"][0] + 1, len(found.segments))
         segments = [
             {
                 "id": segment["id"],
                 "category_id": segment["category_id"] + (0 if segment["isthing"] else self.clusters),
                 "area": segment["area"],
-                "bbox": [left, top, right - left, bottom - top],
+                "bbox": _to_xywh(box),
                 "iscrowd": 0,
                 "score": segment["score"],
             }
-            for segment, (left, top, right, bottom) in zip(found.segments, corners, strict=True)
+            for segment, box in zip(found.segments, boxes, strict=True)
         ]
         return {"image_id": number, "file_name": f"{stem}.png", "segments_info": segments}
 
-    def _write_overlay(self, path: Path, kind: str, picture: Picture, found: Segmentation) -> None:
-        masks, clusters, order = _drawn(kind, found)
-        drawn = draw_overlay(picture, masks, clusters, order=order)
-        is_coded, data = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, OVERLAY_QUALITY])
+    def _write_overlay(self, path: Path, picture: Picture, index: Index, clusters: Sequence[int]) -> None:
+        bgr = cv2.cvtColor(draw_index(picture, index, clusters), cv2.COLOR_RGB2BGR)
+        is_coded, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, OVERLAY_QUALITY])
         if not is_coded:
             raise OSError(f"{path} could not be written: a JPEG holds no picture of {picture.shape[1::-1]} pixels")
         with replacing(path) as partial:
             partial.write_bytes(np.asarray(data).tobytes())
-
-
-def _count_masks(found: Segmentation, kind: str) -> int:
-    if kind == "semantic":
-        return len(count_clusters(found.semantic)[0])
-    return len(found.instances if kind == "instance" else found.segments)
 
 
 def _shorten(part: str) -> str:
@@ -226,19 +221,30 @@ def _shorten(part: str) -> str:
     return part.encode()[: LONGEST_NAME - len(ending.encode())].decode(errors="ignore") + ending
 
 
-def _segment_ids(found: Segmentation) -> torch.Tensor:
-    return torch.tensor([segment["id"] for segment in found.segments], dtype=found.panoptic.dtype)
-
-
-def _drawn(kind: str, found: Segmentation) -> tuple[torch.Tensor, list[int], list[int] | None]:
-    """Masks, clusters and order from bottom to top; None puts small masks above large ones."""
+def _draw_order(kind: str, found: Segmentation) -> Drawn:
     if kind == "semantic":
-        labels, _ = count_clusters(found.semantic)
-        return found.semantic == labels[:, None, None], labels.tolist(), None
+        labels = count_clusters(found.semantic)[0].tolist()
+        return _places(found.semantic.numpy(), labels, none=-1), labels
     if kind == "panoptic":
-        masks = found.panoptic == _segment_ids(found)[:, None, None]
-        return masks, [segment["category_id"] for segment in found.segments], None
+        ids = [segment["id"] for segment in found.segments]
+        clusters = [segment["category_id"] for segment in found.segments]
+        return _places(found.panoptic.numpy(), ids, none=0), clusters
     instances = found.instances
     # UniAP's levels are a tree of regions: with the small ones on top nobody would see another level than the first
     order = instances.levels.argsort(stable=True).tolist() if instances.has("levels") else None
-    return instances.pred_masks, instances.pred_classes.tolist(), order
+    return stack_masks(instances.pred_masks.numpy(), order), instances.pred_classes.tolist()
+
+
+def _places(labels: NDArray[np.integer], known: Sequence[int], none: int) -> Index:
+    """The place of every pixel's label among those that are ``known``, -1 for ``none``."""
+    places = np.full(max(known, default=0) + 2, -1, dtype=index_type(len(known)))
+    places[list(known)] = np.arange(len(known))
+    places[none] = -1  # the last one stands for a label of -1
+    return places[labels]
+
+
+def _to_xywh(box: tuple[slice, slice] | None) -> list[float]:
+    if box is None:
+        return [0.0] * 4
+    rows, columns = box
+    return [float(value) for value in (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)]

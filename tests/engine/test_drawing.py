@@ -246,3 +246,21 @@ def test_caption_puts_text_above_the_picture_at_any_width() -> None:
     for width in (1, 12, 60):
         assert caption(picture(5, width), "a title far too long for this picture").shape == (TITLE_PX + 5, width, 3)
     assert np.array_equal(caption(image, "täxt"), caption(image, "t?xt"))
+
+
+def test_a_tint_lies_within_one_level_of_the_exact_blend() -> None:
+    image, index = picture(300, 400), np.random.default_rng(1).integers(-1, 5, (300, 400))
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    exact = 0.55 * (0.55 * image + 0.45 * grey[..., None]) + 0.45 * palette(range(5))[index]
+    drawn = draw_label_map(image, index, alpha=0.45, outline=False)
+    assert np.array_equal(drawn[index < 0], image[index < 0])
+    assert np.abs(drawn - exact)[index >= 0].max() < 1
+
+
+@pytest.mark.parametrize("size", [(40, 90), (20, 11), (7, 30), (64, 64)])
+def test_masks_are_enlarged_and_reduced_by_their_cells(size: tuple[int, int]) -> None:
+    masks = np.random.default_rng(2).random((6, 20, 30)) < 0.1
+    masks[0], masks[1, 5:] = False, False
+    rows, columns = ((2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(size, (20, 30), strict=True))
+    assert np.array_equal(upsample_masks(masks, size), masks[:, rows[:, None], columns])
+    assert upsample_masks(masks, size).flags.c_contiguous
