@@ -112,7 +112,7 @@ def _outline(canvas: Picture, index: NDArray[np.signedinteger], colours: Picture
     pixels[seam] = np.rint(pixels[seam] * np.float32(0.45))
 
 
-def _differs(labels: NDArray[np.generic], reach_px: int) -> NDArray[np.bool_]:
+def _differs(labels: NDArray[np.integer | np.floating], reach_px: int) -> NDArray[np.bool_]:
     """Where another label lies within a square around a pixel."""
     kernel = np.ones((2 * reach_px + 1,) * 2, dtype=np.uint8)
     return np.asarray(cv2.dilate(labels, kernel) != cv2.erode(labels, kernel))
