@@ -82,7 +82,9 @@ class MemoryMeter:
                 available=torch.cuda.mem_get_info(self._device)[1],
             )
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return Memory(int(memory_gib()["memory/resident_gib"] * 2**30), self._before, standing, 0, total)
+        # the kernel counts the peak of a process and its present size apart, and not to the page
+        peak = max(int(memory_gib()["memory/resident_gib"] * 2**30), self._before)
+        return Memory(peak, self._before, standing, 0, total)
 
 
 def part_sizes(model: nn.Module) -> dict[str, int]:

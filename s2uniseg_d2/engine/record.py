@@ -189,7 +189,9 @@ def _is_before(line: str, start: int, keeps_seam: bool) -> bool:
     if "iteration" not in scalars:
         return bool(scalars)
     iteration = scalars["iteration"]
-    return bool(iteration < start or (keeps_seam and iteration == start and "total_loss" not in scalars))
+    # a step that failed leaves there what was put before it, which is no evaluation
+    is_evaluation = EVALUATED in scalars and "total_loss" not in scalars
+    return bool(iteration < start or (keeps_seam and iteration == start and is_evaluation))
 
 
 def _read(line: str) -> dict[str, Any]:

@@ -111,11 +111,13 @@ class Trainer(DefaultTrainer):
         defaults = [hook for hook in super().build_hooks() if not isinstance(hook, (hooks.PeriodicWriter, type(None)))]
         first = next(i for i, hook in enumerate(defaults) if isinstance(hook, hooks.LRScheduler)) + 1
         last = next(i for i, hook in enumerate(defaults) if isinstance(hook, hooks.EvalHook))
-        evaluation = EvaluationHook(cfg.TEST.EVAL_PERIOD, self._test_and_keep)
+        # where there is nothing to evaluate, the record says nothing of it
+        kind = EvaluationHook if cfg.DATASETS.TEST else hooks.EvalHook
+        evaluation = kind(cfg.TEST.EVAL_PERIOD, self._test_and_keep)
         record = RecordHook(
             Path(cfg.OUTPUT_DIR),
             cfg.SOLVER.MAX_ITER,
-            evaluation=(evaluation.evaluate, cfg.TEST.EVAL_PERIOD) if cfg.DATASETS.TEST else None,
+            evaluation=(evaluation.evaluate, cfg.TEST.EVAL_PERIOD) if isinstance(evaluation, EvaluationHook) else None,
             is_writing=comm.is_main_process(),
         )
         termination = TerminationHook()

@@ -115,7 +115,7 @@ def test_the_command_shares_a_run_on_the_cpu_among_processes(repository, tmp_pat
     }
     command(repository, "--num-gpus", 2, "--dist-url", "auto", *tiny_words(**settings))
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert "Rank of current process: 0. World size: 2" in log
+    assert "Process 0 of 2" in log
     recorded = {}
     for line in (tmp_path / "out" / "metrics.json").read_text().splitlines():
         recorded.update(json.loads(line))

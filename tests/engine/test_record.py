@@ -81,8 +81,16 @@ def test_a_stopped_record_goes_on_as_if_it_had_not_been(tmp_path):
 
 def test_an_evaluation_at_the_seam_stays(tmp_path):
     metrics = tmp_path / "metrics.json"
-    kept = ['{"iteration": 8, "total_loss": 1}', '{"iteration": 9, "segm/AP": 2}', '{"notes": "of an evaluation"}']
-    gone = ['{"iteration": 9, "total_loss": 1}', '{"iteration": 12, "segm/AP": 2}', "[1]", "{"]
+    evaluation = '{"iteration": 9, "segm/AP": 2, "evaluation_seconds": 1}'
+    kept = ['{"iteration": 8, "total_loss": 1}', evaluation, '{"notes": "of an evaluation"}']
+    # the second is what a step that failed had put
+    gone = [
+        '{"iteration": 9, "total_loss": 1}',
+        '{"iteration": 9, "teacher_temp": 0.04}',
+        '{"iteration": 12, "segm/AP": 2}',
+        "[1]",
+        "{",
+    ]
     metrics.write_text("\n".join([kept[0], *gone, *kept[1:]]) + "\n")
     take_back(metrics, 9)
     assert metrics.read_text().splitlines() == kept

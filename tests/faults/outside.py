@@ -41,7 +41,7 @@ def disk_full_evaluation(injection: Injection) -> None:
 @fault("disk full, label command", run="labelling")
 def disk_full_labelling(injection: Injection) -> None:
     """The same for labels."""
-    _fill(injection, 2, 1.0)
+    _fill(injection, 1, 1.0)
 
 
 @fault("disk full, a real small file system", run="own")
@@ -85,14 +85,14 @@ def read_only_evaluation(injection: Injection) -> None:
 @fault("output becomes read-only, label command", run="labelling")
 def read_only_labelling(injection: Injection) -> None:
     """The same for labels."""
-    _refuse(injection, 2)
+    _refuse(injection, 1)
 
 
 @fault("output read-only from the start", run="own")
 def read_only_from_the_start(injection: Injection) -> None:
     """Found before work begins."""
-    injection.name, status = injection.rng.choice([("training", 1), ("evaluation", 1), ("labelling", 2)])
-    _refuse(injection, status, operation=1)
+    injection.name = injection.rng.choice(["training", "evaluation", "labelling"])
+    _refuse(injection, 1, operation=1)
     injection.moment = injection.name
     if any(words[-1] == "begins" for words in injection.events()):
         injection.problems.append("work had begun")
