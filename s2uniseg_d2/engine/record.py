@@ -72,8 +72,6 @@ class RecordHook(PeriodicWriter):
     def before_train(self) -> None:
         """Go on with the record."""
         start = self.trainer.start_iter
-        if start < self.max_iter:  # else the last step's line is there already
-            restore_histories(self.trainer.storage, self._kept)
         is_missed = False
         if self.is_writing:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +84,10 @@ class RecordHook(PeriodicWriter):
                 # a final evaluation of a run that is prolonged stands at the first new step, and stays
                 TensorboardXWriter(str(self.folder), purge_step=start + 1 if start else None),
             ]
-        if any(comm.all_gather(is_missed)):
+        is_missed = any(comm.all_gather(is_missed))
+        if start < self.max_iter or is_missed:  # else the last step's line is there already
+            restore_histories(self.trainer.storage, self._kept)
+        if is_missed:
             self._make_up(start)
 
     def after_step(self) -> None:
@@ -124,7 +125,7 @@ class RecordHook(PeriodicWriter):
 
     def _is_missed(self, metrics: Path, start: int) -> bool:
         """Whether the line is not there, or not whole, that the last step before a resumed run owes the record."""
-        if not (0 < start < self.max_iter and self._is_due(start)):
+        if not (0 < start <= self.max_iter and (self._is_due(start) or start == self.max_iter)):
             return False
         wanted = {"total_loss"} | ({EVALUATED} if self._is_evaluated(start) else set())
         lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []

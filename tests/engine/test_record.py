@@ -41,6 +41,7 @@ def record(folder, start, stop, max_iter, kept=None, *, every=0, ends_in=""):
     with EventStorage(start) as storage:
         hook.trainer = SimpleNamespace(storage=storage, start_iter=start, max_iter=max_iter)
         hook.before_train()
+        state = kept
         for iteration in range(start, stop):
             step(storage, iteration)
             hook.trainer.iter = iteration
@@ -101,7 +102,7 @@ def test_an_evaluation_at_the_seam_stays(tmp_path):
 
 
 @pytest.mark.parametrize("ends_in", ["evaluation", "line"])
-@pytest.mark.parametrize("done", [15, 20, 40])
+@pytest.mark.parametrize("done", [15, 20, 40, 60])
 def test_an_evaluation_and_a_line_that_a_kill_cut_off_are_made_up_for(tmp_path, ends_in, done):
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     record(alone, 0, 60, 60, every=15)
