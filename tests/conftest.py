@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import signal
 from pathlib import Path
 
@@ -12,13 +11,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # start: a test that interrupts one would wait for its end for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(autouse=True)
-def heard_loggers() -> None:
-    """Detectron2's set-up of a run, in the tests' process, keeps later records from pytest, whatever test comes next."""
-    for name in ("s2uniseg_d2", "detectron2", "fvcore"):
-        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -117,15 +117,16 @@ def scores(folder):
     return of
 
 
-def test_the_model_is_the_one_that_was_trained(repository, weights, scenes, tmp_path, caplog):
+def test_the_model_is_the_one_that_was_trained(repository, weights, scenes, tmp_path):
     config = repository / "configs" / "eval_coco_agnostic.yaml"
     assert evaluate(config, weights, scenes, tmp_path / "out") == 0
     # the protocol's own config names a ViT-B/8; the run's is another
     used = (tmp_path / "out" / "config.yaml").read_text()
     assert "EMBED_DIM: 48" in used
     assert "INS_QUERIES: 6" in used
-    assert f"The model is that of {weights.parent / 'config.yaml'}" in caplog.text
-    assert f"INPUT.TEST_LONGEST_PX is {SIZE}; that run tested at 96" in caplog.text
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert f"The model is that of {weights.parent / 'config.yaml'}" in log
+    assert f"INPUT.TEST_LONGEST_PX is {SIZE}; that run tested at 96" in log
 
 
 def test_an_override_wins_over_the_trained_model(repository, weights, scenes, tmp_path, capsys):
