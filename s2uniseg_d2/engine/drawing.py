@@ -85,10 +85,7 @@ def draw_masks(
     Raises:
         ValueError: if shapes, types or ranges are not as said.
     """
-    check_image(image)
-    array = as_masks(masks)
-    if array.shape[1:] != image.shape[:2]:
-        raise ValueError(f"masks must have the image's size {image.shape[:2]}, got {array.shape[1:]}")
+    array = masks_on(image, masks)
     chosen = range(len(array)) if labels is None else labels
     if len(chosen) != len(array):
         raise ValueError(f"labels must hold one number per mask ({len(array)}), got {len(chosen)}")
@@ -378,6 +375,15 @@ def as_masks(masks: Masks) -> NDArray[np.bool_]:
     array = masks.detach().cpu().numpy() if isinstance(masks, Tensor) else np.asarray(masks)
     if array.ndim != 3 or array.dtype != np.bool_:
         raise ValueError(f"masks must be bool of shape (n, H, W), got {array.dtype} of shape {array.shape}")
+    return array
+
+
+def masks_on(image: Image, masks: Masks) -> NDArray[np.bool_]:
+    """Return masks ``(n, H, W)`` as an array, once they and the image ``(H, W, 3)`` are known to fit each other."""
+    check_image(image)
+    array = as_masks(masks)
+    if array.shape[1:] != image.shape[:2]:
+        raise ValueError(f"masks must have the image's size {image.shape[:2]}, got {array.shape[1:]}")
     return array
 
 

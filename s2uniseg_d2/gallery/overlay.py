@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from s2uniseg_d2.data.pictures import Picture
-from s2uniseg_d2.engine.drawing import FONT, Masks, as_masks, check_image, paint_index, palette
+from s2uniseg_d2.engine.drawing import FONT, Masks, as_masks, masks_on, paint_index, palette
 
 FILL_ALPHA = 0.45
 LINE_SHARE = 1 / 500  # width of an outline, of the picture's longer side
@@ -42,10 +42,7 @@ def draw_overlay(
     Raises:
         ValueError: if shapes, types or ranges are not as said.
     """
-    check_image(image)
-    array = as_masks(masks)
-    if array.shape[1:] != image.shape[:2]:
-        raise ValueError(f"masks must have the image's size {image.shape[:2]}, got {array.shape[1:]}")
+    array = masks_on(image, masks)
     if len(clusters) != len(array):
         raise ValueError(f"clusters must hold one number per mask ({len(array)}), got {len(clusters)}")
     return draw_index(image, stack_masks(array, order), clusters, has_numbers=has_numbers)
