@@ -5,7 +5,8 @@ python tests/benchmarks/bm_uniap.py --methods uniap --sizes 32 --batch 4
 python tests/benchmarks/bm_uniap.py --methods uniap --sizes 128 --batch 16 --device cuda
 
 Each case runs in a process of its own, so that "peak_memory_mib" is the method's: the process's high-water mark, with
-the imports and features of "memory_before_mib"; on a GPU what torch allocated there. Baselines run on the CPU, on the
+the imports and features of "memory_before_mib"; on a GPU what torch allocated there. "device_seconds" is how long a
+GPU worked at the call: what "seconds" has beyond them is the host's launches and questions. Baselines run on the CPU, on the
 same features as UniAP: greedy merging up to 64 x 64 tokens (with a heap, and as it is usually written, looking through
 all pairs before each merge), normalised cuts up to 60 x 60 (once, as they are slow; 60
 is added to larger sizes) and Ward clustering up to 128 x 128.
@@ -166,15 +167,18 @@ def count_launches(call: Callable[[], object], device: torch.device) -> Line:
     with torch.profiler.profile(activities=activities) as profile:
         call()
         torch.cuda.synchronize(device)
-    return sort_events((event.name, event.device_type.name == "CUDA") for event in profile.events())
+    return sort_events(
+        (event.name, event.device_type.name == "CUDA", event.time_range.elapsed_us()) for event in profile.events()
+    )
 
 
-def sort_events(events: Iterable[tuple[str, bool]]) -> Line:
-    """Count the events of a profile, given as names and whether they took place on the GPU."""
-    counts = {"kernels": 0, "copies": 0, "synchronisations": 0}
-    for name, on_device in events:
+def sort_events(events: Iterable[tuple[str, bool, float]]) -> Line:
+    """Count the events of a profile, given as names, whether they took place on the GPU, and microseconds."""
+    counts: Line = {"kernels": 0, "copies": 0, "synchronisations": 0, "device_seconds": 0.0}
+    for name, on_device, microseconds in events:
         if on_device:
             counts["copies" if name.startswith(("Memcpy", "Memset")) else "kernels"] += 1
+            counts["device_seconds"] += microseconds / 1e6
         elif name.startswith("cuda") and "Synchronize" in name:
             counts["synchronisations"] += 1
     return counts

@@ -129,13 +129,15 @@ def test_layers_are_described():
 
 def test_events_are_counted_by_kind():
     events = [
-        ("gemm", True),
-        ("Memcpy DtoH", True),
-        ("cudaStreamSynchronize", False),
-        ("aten::mm", False),
-        ("add", True),
+        ("gemm", True, 3.0),
+        ("Memcpy DtoH", True, 3.0),
+        ("cudaStreamSynchronize", False, 3.0),
+        ("aten::mm", False, 3.0),
+        ("add", True, 3.0),
     ]
-    assert bm_uniap.sort_events(events) == {"kernels": 2, "copies": 1, "synchronisations": 1}
+    counts = bm_uniap.sort_events(events)
+    assert counts.pop("device_seconds") == pytest.approx(9e-6)
+    assert counts == {"kernels": 2, "copies": 1, "synchronisations": 1}
 
 
 @pytest.mark.parametrize("side", [32, 64])

@@ -57,16 +57,21 @@ class _KindCollector:
     def __init__(self, grid: tuple[int, int], config: UniAPConfig) -> None:
         self._grid = grid
         self._config = config
-        self._layers: list[tuple[Tensor, Tensor]] = []
+        self._layers: list[Tensor] = []
+        self._old: list[tuple[Tensor, Tensor]] = []
         self.found: list[tuple[Supernodes, Tensor]] = []
 
     def add(self, labels: Tensor, nodes: Supernodes) -> None:
         fresh = nodes.sizes >= self._config.min_tokens
         if self._config.drop_whole:
             fresh &= nodes.sizes < labels.numel()
-        for old_labels, old_sizes in self._layers:
-            fresh &= ~_repeats(labels, nodes.sizes, old_labels, old_sizes)
-        self._layers.append((labels, nodes.sizes))
+        flat, count = labels.flatten(), nodes.sizes.numel()
+        if self._layers:
+            fresh &= ~find_repeats(
+                flat, count, nodes.sizes, *(torch.stack(old) for old in zip(*self._old, strict=True))
+            )
+        self._old.append((flat, sizes_of_tokens(flat, nodes.sizes)))
+        self._layers.append(labels)
         self.found.append((nodes, fresh.nonzero()[:, 0]))
 
     def finish(self, width: int, device: torch.device) -> PseudoMasks:
@@ -76,7 +81,7 @@ class _KindCollector:
         kept[sizes.argsort(descending=True, stable=True)[: self._config.max_masks]] = True
         masks, embeddings, levels = [], [], []
         parts = torch.split(kept, [len(index) for _, index in self.found])
-        for level, (part, (nodes, index), (labels, _)) in enumerate(zip(parts, self.found, self._layers, strict=True)):
+        for level, (part, (nodes, index), labels) in enumerate(zip(parts, self.found, self._layers, strict=True)):
             full = torch.zeros(int(part.sum()), *self._grid, dtype=torch.bool, device=device)
             full[:, : labels.shape[0], : labels.shape[1]] = labels == index[part, None, None]
             masks.append(full)
@@ -85,12 +90,28 @@ class _KindCollector:
         return PseudoMasks(torch.cat(masks), torch.cat(embeddings).view(-1, width), torch.cat(levels))
 
 
-def _repeats(labels: Tensor, sizes: Tensor, old_labels: Tensor, old_sizes: Tensor) -> Tensor:
-    """Which regions of ``labels`` are, token for token, a region of ``old_labels``."""
-    if not sizes.numel() or not old_sizes.numel():
-        return torch.zeros_like(sizes, dtype=torch.bool)
-    inside = labels >= 0
-    new, old = labels[inside], old_labels[inside]
-    low = torch.full_like(sizes, old_sizes.numel()).scatter_reduce(0, new, old, "amin")
-    high = torch.full_like(sizes, -1).scatter_reduce(0, new, old, "amax")
-    return (low == high) & (low >= 0) & (old_sizes[low.clamp(0, old_sizes.numel() - 1)] == sizes)
+def find_repeats(labels: Tensor, count: int, sizes: Tensor, old_labels: Tensor, old_sizes: Tensor) -> Tensor:
+    """Return which regions of a partition are, token for token, a region of an earlier one, without asking the host.
+
+    Args:
+        labels: ``(t,)`` int64 region of every token in [0, count), -1 for none.
+        count: number of regions.
+        sizes: ``(count,)`` tokens per region.
+        old_labels: ``(m, t)`` int64 region of every token in m earlier partitions, -1 for none.
+        old_sizes: ``(m, t)`` int64 tokens of that region.
+
+    Returns:
+        ``(count,)`` bool.
+    """
+    m, region = len(old_labels), torch.where(labels >= 0, labels, count).expand_as(old_labels)
+    # A region whose tokens have one old region, of their own number, is that region.
+    low = sizes.new_zeros(m, count + 1).scatter_reduce(1, region, old_labels, "amin", include_self=False)
+    high = sizes.new_zeros(m, count + 1).scatter_reduce(1, region, old_labels, "amax", include_self=False)
+    size = sizes.new_zeros(m, count + 1).scatter_reduce(1, region, old_sizes, "amax", include_self=False)
+    return ((low == high) & (low >= 0))[:, :count].logical_and(size[:, :count] == sizes).any(dim=0)
+
+
+def sizes_of_tokens(labels: Tensor, sizes: Tensor) -> Tensor:
+    """Return the size of every token's region, ``labels``' shape, 0 for none."""
+    padded = torch.cat([sizes, sizes.new_zeros(1)])
+    return padded[torch.where(labels >= 0, labels, len(sizes))]

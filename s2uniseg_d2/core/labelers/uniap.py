@@ -10,7 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s2uniseg_d2.core.labelers.batched import BatchNodes, BatchPool, contract, lay_out
+from s2uniseg_d2.core.labelers.batched import contract, lay_out
+from s2uniseg_d2.core.labelers.batched import merge as merge_batch
+from s2uniseg_d2.core.labelers.batched import select as select_batch
+from s2uniseg_d2.core.labelers.batched_emission import BatchCollector
+from s2uniseg_d2.core.labelers.batched_identify import BatchIdentifier
 from s2uniseg_d2.core.labelers.emission import MaskCollector
 from s2uniseg_d2.core.labelers.graph import build_token_graph, contract_edges
 from s2uniseg_d2.core.labelers.identify import Identification, Identifier, Weighting
@@ -130,8 +134,8 @@ class UniAP:
 
         Args:
             config: the settings; None takes the paper's.
-            batched: whether :meth:`__call__` works on all pictures at once, in float64 and with two questions to the
-                host in each pass (:mod:`.batched`); None: on CUDA devices. Either way gives the same masks.
+            batched: whether :meth:`__call__` works on all pictures at once, in float64 and with as many questions to
+                the host as for one (:mod:`.batched`); None: on CUDA devices. Either way gives the same masks.
         """
         self.config = config or UniAPConfig()
         self.batched = batched
@@ -158,7 +162,7 @@ class UniAP:
         maps = self._valid_maps(features, sizes)
         with full_float32(features.device):
             if self.batched if self.batched is not None else features.is_cuda:
-                return self._label_batch(maps, features)
+                return self._label_batch(features, [(tokens.shape[1], tokens.shape[2]) for tokens in maps])
             for tokens in maps:
                 masks = MaskCollector((features.shape[2], features.shape[3]), self.config)
                 for layer in self.iterate_layers(tokens):
@@ -167,35 +171,34 @@ class UniAP:
                 labels.append(masks.finish(features.shape[1], features.device))
         return labels
 
-    def _label_batch(self, maps: list[Tensor], features: Tensor) -> list[PseudoLabels]:
+    def _label_batch(self, features: Tensor, sizes: Sequence[tuple[int, int]]) -> list[PseudoLabels]:
         """The pseudo-masks of all pictures at once."""
-        if not maps:
+        if not len(features):
             return []
-        grid, config = (features.shape[2], features.shape[3]), self.config
-        nodes, voters, edges, places = lay_out(maps, config.voter_pool)
-        pool = BatchPool(Weighting(config.omega_f, config.omega_s), self._region)
-        collectors = [MaskCollector(grid, config) for _ in maps]
-        before = torch.tensor([tokens[0].numel() for tokens in maps], device=features.device)
+        config = self.config
+        layout = lay_out(features, sizes, config.voter_pool)
+        nodes, voters, edges = layout.nodes, layout.voters, layout.edges
+        identifier = BatchIdentifier(voters, Weighting(config.omega_f, config.omega_s))
+        collector = BatchCollector(layout, config, self._region)
+        before = layout.valid.sum(dim=(1, 2))  # that equal tokens of a block are one node already is a merge as well
         for tau in config.taus:
             active = torch.ones_like(before, dtype=torch.bool)
             while True:
-                roots = pool.group_edges(nodes, voters, edges, tau)
+                roots = identifier.group_edges(nodes, edges, tau)
                 # A picture that is stable stays as it is while others go on.
                 itself = torch.arange(roots.numel(), device=roots.device).view_as(roots)
-                nodes, slot = pool.merge(nodes, voters, torch.where(active[:, None], roots, itself))
+                nodes, slot = merge_batch(nodes, torch.where(active[:, None], roots, itself), voters, self._region)
                 edges = contract(edges, slot, nodes.sizes.shape[1])
                 active = active & (nodes.counts < before)
                 before = nodes.counts
                 if not config.until_stable or not bool(active.any()):
                     break
-            large = pool.select(nodes, config.min_tokens)
-            groups, _ = pool.merge(large, voters, pool.group_pairs(large, voters, tau))
-            for image, (masks, place) in enumerate(zip(collectors, places, strict=True)):
-                masks.add(
-                    *_picture_layer(nodes, image, place),
-                    *_picture_layer(groups, image, place),
-                )
-        return [masks.finish(features.shape[1], features.device) for masks in collectors]
+            large = select_batch(nodes, config.min_tokens)
+            groups, _ = merge_batch(large, identifier.group_pairs(large, tau), voters, None)
+            collector.add(nodes, groups)
+            if nodes.sizes.shape[1] == 1:  # nothing is left to merge: later layers have no new mask
+                break
+        return collector.finish()
 
     def partitions(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """Return the instance partition after every layer.
@@ -265,31 +268,24 @@ class UniAP:
             sizes = [(height, width)] * batch
         if len(sizes) != batch:
             raise ValueError(f"sizes must name (rows, columns) of each of {batch} pictures, got {len(sizes)}")
-        maps = []
         for image, (rows, columns) in enumerate(sizes):
             if not (1 <= rows <= height and 1 <= columns <= width):
                 raise ValueError(f"sizes must lie in [1, {height}] x [1, {width}], got {(rows, columns)} at {image}")
-            tokens = features[image, :, :rows, :columns].detach()
-            _check_tokens(tokens, image)
-            maps.append(tokens)
-        return maps
+        _check_tokens(features.detach(), sizes)
+        return [features[image, :, :rows, :columns].detach() for image, (rows, columns) in enumerate(sizes)]
 
 
-def _picture_layer(nodes: BatchNodes, image: int, place: Tensor) -> tuple[Tensor, Supernodes]:
-    """The node of each token of one picture, and the nodes."""
-    count = int(nodes.counts[image])
-    sizes, members = nodes.sizes[image, :count], nodes.members[image]
-    features = nodes.features[image, :count].float()
-    errors = torch.zeros_like(sizes, dtype=torch.float64)
-    return members[place], Supernodes(sizes, members, None, features, features, errors)
-
-
-def _check_tokens(tokens: Tensor, image: int) -> None:
-    # The extremes say it all (NaN wins both) and need no copy of the map.
-    peak = torch.maximum(tokens.amax(dim=0), -tokens.amin(dim=0))
-    for name, bad in (("NaN", peak.isnan()), ("Inf", peak.isinf()), ("a zero vector", peak == 0)):
-        if bool(bad.any()):
-            row, column = bad.nonzero()[0].tolist()
-            raise ValueError(
-                f"features must be finite and not zero, got {name} in picture {image} at row {row}, column {column}"
-            )
+def _check_tokens(features: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
+    # The extremes say it all (NaN wins both) and need no copy of the maps; the host asks once for all pictures.
+    peak = torch.maximum(features.amax(dim=1), -features.amin(dim=1))
+    bad = ~((peak > 0) & (peak < torch.inf))
+    for image, (rows, columns) in enumerate(sizes):
+        bad[image, rows:] = False
+        bad[image, :, columns:] = False
+    if bool(bad.any()):
+        image, row, column = bad.nonzero()[0].tolist()
+        worst = float(peak[image, row, column])
+        name = "a zero vector" if worst == 0 else "Inf" if worst == float("inf") else "NaN"
+        raise ValueError(
+            f"features must be finite and not zero, got {name} in picture {image} at row {row}, column {column}"
+        )

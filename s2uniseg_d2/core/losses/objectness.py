@@ -42,10 +42,10 @@ def objectness_loss(
         raise ValueError(f"no_object_weight must be greater than 0, got {no_object_weight}")
     if logits.numel() == 0:
         return logits.float().sum()
-    labels = torch.full(logits.shape[:2], NO_OBJECT, dtype=torch.int64, device=logits.device)
-    labels[match.image, match.query] = OBJECT
-    # made on the device by filling: a copy from the host would wait for it
+    labels = torch.full((logits.shape[0] * logits.shape[1],), NO_OBJECT, dtype=torch.int64, device=logits.device)
+    # both made on the device by filling: a copy from the host would wait for it
+    labels.index_fill_(0, match.image * logits.shape[1] + match.query, OBJECT)
     weight = torch.ones(2, device=logits.device)
     weight[NO_OBJECT].fill_(no_object_weight)
-    total = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight=weight, reduction="sum")
+    total = functional.cross_entropy(logits.float().flatten(0, 1), labels, weight=weight, reduction="sum")
     return total / normalizer

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s2uniseg_d2.core.labelers import batched
+from s2uniseg_d2.core.labelers.batched_identify import BatchIdentifier
 from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
+from s2uniseg_d2.core.ops import edges
 from s2uniseg_d2.core.structures import PseudoLabels
+from tests.benchmarks.uniap_maps import make_features
 from tests.core.labelers.maps import KINDS, draw, make_config, make_map
 
 
@@ -55,20 +57,9 @@ def test_chunks_do_not_matter(monkeypatch):
         torch.randn(2, 16, 12, 12, generator=torch.Generator().manual_seed(2)), 3, 1
     )
     whole = UniAP(batched=True)(features)
-    monkeypatch.setattr(batched, "TEMPORARY", 700)
-    monkeypatch.setattr(batched, "QUERY_CHUNK", 7)
+    monkeypatch.setattr(edges, "TEMPORARY", 700)
     for one, other in zip(whole, UniAP(batched=True)(features), strict=True):
         assert_same(one, other)
-
-
-def test_a_long_path_settles_however_many_rounds_it_needs():
-    count = 4096
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(3))
-    edges = torch.stack([order[:-1], order[1:]]).sort(dim=0).values
-    assert batched._settle_components(edges, torch.ones(count - 1, dtype=torch.bool), count).unique().tolist() == [0]
-    cut = torch.ones(count - 1, dtype=torch.bool)
-    cut[1000] = False
-    assert batched._settle_components(edges, cut, count).unique().numel() == 2
 
 
 class HostQuestions(TorchDispatchMode):
@@ -80,20 +71,49 @@ class HostQuestions(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        if name in {"_local_scalar_dense", "nonzero", "unique_dim", "_unique2", "masked_select", "equal"} or (
-            name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
-        ):
+        asks = {"_local_scalar_dense", "nonzero", "unique_dim", "_unique2", "masked_select", "equal", "bincount"}
+        if name in asks or (name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])):
             self.names.append(name)
         return function(*args, **(kwargs or {}))
 
 
-def test_inside_a_layer_the_host_asks_only_whether_components_have_settled():
-    features = torch.randn(3, 8, 6, 6, generator=torch.Generator().manual_seed(4)) + 1
-    nodes, voters, edges, _ = batched.lay_out(list(features), 1)
-    pool = batched.BatchPool(batched.Weighting(0.6, 0.4), batched.Region(0.07, "mean"))
-    with HostQuestions() as questions:
-        pool.group_edges(nodes, voters, edges, 0.8)
-    assert questions.names == ["_local_scalar_dense"]
-    with HostQuestions() as questions:
-        pool.group_pairs(nodes, voters, 0.8)
-    assert questions.names == ["_local_scalar_dense"]
+def test_a_batch_asks_the_host_no_more_than_one_picture_and_some_dozen_times_a_layer():
+    features = torch.randn(1, 8, 12, 12, generator=torch.Generator().manual_seed(4)) + 1
+    questions = []
+    for pictures in (1, 6):
+        with HostQuestions() as counted:
+            labels = UniAP(UniAPConfig(min_tokens=1), batched=True)(features.repeat(pictures, 1, 1, 1))
+        assert len(labels[0].instance.masks) > 20
+        questions.append(len(counted.names))
+    assert questions[0] == questions[1]
+    # Of a layer: edges left to Eq. 2 and their most of a picture, components settled, nodes left, edges left; twice.
+    assert questions[0] <= 3 + 15 * 5
+
+
+def test_bounds_leave_few_edges_to_the_voters(monkeypatch):
+    measured = []
+    measure = BatchIdentifier._measure
+    monkeypatch.setattr(
+        BatchIdentifier,
+        "_measure",
+        lambda self, means, edges: measured.append(edges.shape[1]) or measure(self, means, edges),
+    )
+    UniAP(batched=True)(make_features("smooth", 32, 96, 0))
+    edges = 2 * 32 * 31
+    assert 0 < sum(measured) < edges / 3
+
+
+def test_layers_end_where_every_picture_is_one_region(monkeypatch):
+    rounds = []
+    group = BatchIdentifier.group_edges
+    monkeypatch.setattr(
+        BatchIdentifier, "group_edges", lambda self, *words: rounds.append(words[-1]) or group(self, *words)
+    )
+    features = torch.ones(2, 4, 6, 6)
+    features[1, :1, :, 3:] = -1  # halves of cosine 0.5, hence of similarity 0.5
+    config = UniAPConfig(taus=(0.8, 0.7, 0.4, 0.2), drop_whole=False)
+    labels = UniAP(config, batched=True)(features)
+    assert rounds == [0.8, 0.7, 0.4]
+    assert [image.instance.level.tolist() for image in labels] == [[0], [0, 0, 2]]
+    for image in range(2):
+        assert_same(labels[image], UniAP(config)(features[image : image + 1])[0])
