@@ -6,10 +6,10 @@ python tests/benchmarks/bm_uniap.py --methods uniap --sizes 128 --batch 16 --dev
 
 Each case runs in a process of its own, so that "peak_memory_mib" is the method's: the process's high-water mark, with
 the imports and features of "memory_before_mib"; on a GPU what torch allocated there. "device_seconds" is how long a
-GPU worked at the call: what "seconds" has beyond them is the host's launches and questions. Baselines run on the CPU, on the
-same features as UniAP: greedy merging up to 64 x 64 tokens (with a heap, and as it is usually written, looking through
-all pairs before each merge), normalised cuts up to 60 x 60 (once, as they are slow; 60
-is added to larger sizes) and Ward clustering up to 128 x 128.
+GPU worked at the call: what "seconds" has beyond them is the host's launches and questions. Baselines run on the
+CPU, on the same features as UniAP: greedy merging up to 64 x 64 tokens (with a heap, and as it is usually written,
+looking through all pairs before each merge), normalised cuts up to 60 x 60 (once, as they are slow; 60 is added to
+larger sizes) and Ward clustering up to 128 x 128.
 
 "edges" are the candidate pairs that enter each layer, "undecided" those left to Eq. 2 and "exact" those left to
 float64, for instance and semantic pooling. "floor_seconds" is what the matrix products that no known shortcut avoids
