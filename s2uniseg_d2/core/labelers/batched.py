@@ -124,7 +124,8 @@ def lay_out(features: Tensor, sizes: Sequence[tuple[int, int]], voter_pool: int)
     grid = (-(-h // side), -(-w // side))
     # Scaled by the largest entry first: squares of float64 features may overflow.
     rows = torch.where(valid[:, None], features, 0)[:, :, ::side, ::side].flatten(2).mT.contiguous().double()
-    rows = normalise_rows(rows / rows.abs().amax(dim=2, keepdim=True).clamp_min(torch.finfo(features.dtype).tiny))
+    peaks = rows.abs().amax(dim=2, keepdim=True)
+    rows = normalise_rows(rows / torch.where(peaks > 0, peaks, 1))
     along = [
         (extent[:, axis, None] - side * torch.arange(n, device=device)).clamp(0, side) for axis, n in enumerate(grid)
     ]

@@ -23,6 +23,8 @@ from s2uniseg_d2.core.labelers.supernodes import Region, Supernodes, complete, m
 from s2uniseg_d2.core.labelers.voters import Voters
 from s2uniseg_d2.core.structures import PseudoLabels
 
+# Features that go through the layers at once on a GPU: 2 GiB in float64, of which there are some copies.
+MOST_TOGETHER = 2**28
 REGION_AFFINITIES = ("mean", "sum")
 VOTER_POOLS = (1, 2, 4, 8, 16)
 # The threshold rows of the paper's Table 3: its choice, more layers that cost more, and one that merges too much.
@@ -162,7 +164,12 @@ class UniAP:
         maps = self._valid_maps(features, sizes)
         with full_float32(features.device):
             if self.batched if self.batched is not None else features.is_cuda:
-                return self._label_batch(features, [(tokens.shape[1], tokens.shape[2]) for tokens in maps])
+                extents = [(tokens.shape[1], tokens.shape[2]) for tokens in maps]
+                together = max(1, MOST_TOGETHER // features[:1].numel()) if maps else 1
+                for start in range(0, len(maps), together):
+                    part = slice(start, start + together)
+                    labels += self._label_batch(features[part].detach(), extents[part])
+                return labels
             for tokens in maps:
                 masks = MaskCollector((features.shape[2], features.shape[3]), self.config)
                 for layer in self.iterate_layers(tokens):
@@ -173,8 +180,6 @@ class UniAP:
 
     def _label_batch(self, features: Tensor, sizes: Sequence[tuple[int, int]]) -> list[PseudoLabels]:
         """The pseudo-masks of all pictures at once."""
-        if not len(features):
-            return []
         config = self.config
         layout = lay_out(features, sizes, config.voter_pool)
         nodes, voters, edges = layout.nodes, layout.voters, layout.edges

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from s2uniseg_d2.core.labelers import uniap
 from s2uniseg_d2.core.labelers.batched_identify import BatchIdentifier
 from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
 from s2uniseg_d2.core.ops import edges
@@ -50,6 +51,27 @@ def test_an_empty_batch_and_one_without_masks():
     assert UniAP(batched=True)(torch.ones(0, 3, 4, 4)) == []
     labels = UniAP(batched=True)(torch.eye(16).view(1, 16, 4, 4))[0]
     assert labels.instance.masks.shape == labels.semantic.masks.shape == (0, 4, 4)
+
+
+def test_a_large_batch_goes_in_parts(monkeypatch):
+    features = torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(7)) + 1
+    whole = UniAP(batched=True)(features)
+    seen = []
+    together = UniAP._label_batch
+    monkeypatch.setattr(
+        UniAP, "_label_batch", lambda self, maps, sizes: seen.append(len(maps)) or together(self, maps, sizes)
+    )
+    monkeypatch.setattr(uniap, "MOST_TOGETHER", 2 * 4 * 36)
+    for one, other in zip(whole, UniAP(batched=True)(features), strict=True):
+        assert_same(one, other)
+    assert seen == [2, 2, 1]
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e300])
+def test_features_of_any_size_have_a_direction(scale):
+    features = torch.randn(1, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(8)) + 1
+    config = UniAPConfig(min_tokens=1)
+    assert_same(UniAP(config, batched=True)(features * scale)[0], UniAP(config, batched=True)(features)[0])
 
 
 def test_chunks_do_not_matter(monkeypatch):
