@@ -11,7 +11,6 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -59,18 +58,3 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-
-# Pages that may still be missing; an entry that exists is taken out of this list.
-PENDING = {"compatibility"}
-
-
-def _leave_out_pending(_app: Any, docname: str, source: list[str]) -> None:
-    if docname == "index":
-        lines = source[0].splitlines()
-        kept = [line for line in lines if line not in PENDING or (HERE / f"{line}.md").exists()]
-        source[0] = "\n".join(kept)
-
-
-def setup(app: Any) -> None:
-    """Connect what this file defines."""
-    app.connect("source-read", _leave_out_pending)

@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOTS = ("configs", "datasets", "docs", "s2uniseg_d2", "tests", "tools")
-# what a reader replaces, or what a command writes
-MADE = ("datasets/imagenet", "datasets/scenes", "docs/compatibility", "docs/pictures")
 _PATH = re.compile(rf"(?<![\w/.\-])(?:{'|'.join(ROOTS)})/[\w./\-*{{}},\[\]]*[\w*}}]")
 _KEY = re.compile(r"\b(?:MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|EVALUATION)(?:\.[A-Z][A-Z0-9_]*)+\b")
 
@@ -127,11 +125,7 @@ def missing_paths(text: str) -> list[str]:
     """Paths in the text, below a folder of the repository, that match no file; `{a,b}` and `*` are understood."""
     named = {match.rstrip(".,") for match in _PATH.findall(text)}
     return sorted(
-        name
-        for name in named
-        if not name.startswith(MADE)
-        for spelled in expand_braces(name)
-        if not any(REPOSITORY.glob(spelled.rstrip("/")))
+        name for name in named for spelled in expand_braces(name) if not any(REPOSITORY.glob(spelled.rstrip("/")))
     )
 
 

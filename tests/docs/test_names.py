@@ -125,3 +125,5 @@ class TestReading:
         assert missing_paths("see tests/core/test_nothing.py, and `configs/tiny.yaml`.") == [
             "tests/core/test_nothing.py"
         ]
+        pages = ["docs/compatibility_of_old.md", "docs/pictures/nothing.png"]
+        assert missing_paths(" and ".join(pages)) == pages
