@@ -34,12 +34,16 @@ class ObservationHook(HookBase):
     Figures wait on the device until the period ends and come in one transfer. They are means over the period already
     and are not smoothed again.
 
+    A collapse that lasts is warned of when it is first seen and then whenever the number of periods in a row has
+    doubled, so that it does not fill the log of a long run; a run that goes on counts anew.
+
     Args:
         period: iterations.
     """
 
     def __init__(self, period: int) -> None:
         self.period = period
+        self._in_a_row: dict[str, int] = {}  # periods until now, by what has collapsed
 
     @property
     def _observer(self) -> StepObserver:
@@ -74,8 +78,14 @@ class ObservationHook(HookBase):
                 trainer.storage.put_scalars(**figures, **seconds, **memory_gib(), smoothing_hint=False)
                 student_temp = unwrap(trainer.model).student_temp
                 trainer.storage.put_scalar("student_temp", student_temp, smoothing_hint=False)
-                for collapse in find_collapses(figures):
-                    logger.warning("iteration %d: %s", trainer.iter, collapse)
+                self._warn(find_collapses(figures))
+
+    def _warn(self, collapses: Mapping[str, str]) -> None:
+        self._in_a_row = {key: self._in_a_row.get(key, 0) + 1 for key in collapses}
+        for key, seen in self._in_a_row.items():
+            if seen & (seen - 1) == 0:  # 1, 2, 4, 8 ...
+                often = f"; seen {seen} times in a row" if seen > 1 else ""
+                logger.warning("iteration %d: %s%s", self.trainer.iter, collapses[key], often)
 
 
 def scalars_of(means: Mapping[str, Tensor]) -> dict[str, float]:
@@ -109,31 +119,34 @@ def memory_gib() -> dict[str, float]:
     return memory
 
 
-def find_collapses(figures: Mapping[str, float]) -> list[str]:
+def find_collapses(figures: Mapping[str, float]) -> dict[str, str]:
     """What has collapsed, in words: one cluster, one mask, or the same output for everything; figures may be missing.
 
-    Training may go on and may recover; the masks and embeddings of the moment are of no use.
+    The keys say where and how, and stay the same while the figures within the words change. Training may go on and may
+    recover; the masks and embeddings of the moment are of no use.
     """
-    found = []
+    found = {}
     for side in SIDES:
         clusters = figures.get(f"query_sd/{side}_clusters", math.inf)
         if clusters < LEAST_CLUSTERS:
-            found.append(
+            found[f"{side}_clusters"] = (
                 f"collapse to one cluster: the {side}'s queries use {clusters:.2f} clusters in effect "
                 "(MODEL.QUERY_SD: centring, temperatures)"
             )
         elif figures.get(f"query_sd/{side}_information", math.inf) < LEAST_INFORMATION:
-            found.append(
+            found[f"{side}_information"] = (
                 f"collapse to a constant output: the {side} gives all queries the same distribution over clusters"
             )
     for group in sorted(name.removeprefix("spread/").removesuffix("_queries") for name in figures if _is_spread(name)):
         if figures[f"spread/{group}_queries"] < LEAST_SPREAD:
-            found.append(f"collapse to one mask: all {group} queries of a view predict the same mask")
+            found[f"{group}_queries"] = f"collapse to one mask: all {group} queries of a view predict the same mask"
         elif figures.get(f"spread/{group}_views", math.inf) < LEAST_SPREAD:
-            found.append(f"collapse to a constant output: {group} queries predict the same masks in every view")
+            found[f"{group}_views"] = (
+                f"collapse to a constant output: {group} queries predict the same masks in every view"
+            )
     masks = figures.get("labels/instance_masks", math.inf)
     if masks <= 1:
-        found.append(
+        found["instance_masks"] = (
             f"collapse to one mask: the teacher finds {masks:.2f} instance masks a picture "
             "(MODEL.UNIAP.TAUS, or its features are all alike)"
         )

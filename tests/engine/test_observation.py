@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from s2uniseg_d2.core.structures import QueryPrediction
 from s2uniseg_d2.engine.hooks import LabelledLoader
-from s2uniseg_d2.engine.observation import ObservationHook, scalars_of
+from s2uniseg_d2.engine.observation import ObservationHook, find_collapses, scalars_of
 from tests.tiny import random_batch, tiny_config
 
 LEVELS = 5
@@ -119,6 +119,30 @@ def test_the_same_distribution_for_every_query_is_named(model, caplog):
     # all prototypes alike: no cluster has taken over, and yet nothing is told apart
     assert figures["query_sd/student_clusters"] == pytest.approx(16.0, rel=1e-3)
     assert figures["query_sd/student_information"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_collapse_that_lasts_is_named_when_the_times_in_a_row_have_doubled(model, caplog):
+    with torch.no_grad():
+        model.center.center[0, 3] = -100.0
+    model.center.momentum = 1.0
+    _, warned = watch(model, caplog, steps=9)
+    first = "collapse to one cluster: the teacher's queries use 1.00 clusters in effect"
+    assert [line.split(":")[0] for line in warned] == [f"iteration {number}" for number in (0, 1, 3, 7)]
+    assert all(first in line for line in warned)
+    ends = [line.rpartition("; ")[2] for line in warned[1:]]
+    assert ends == [f"seen {times} times in a row" for times in (2, 4, 8)]
+    assert "in a row" not in warned[0]
+
+
+def test_a_collapse_that_was_over_counts_anew(caplog):
+    hook = ObservationHook(1)
+    sound, one_mask, fewer = {}, {"labels/instance_masks": 1.0}, {"labels/instance_masks": 0.5}
+    two = {**one_mask, "spread/ins_queries": 0.0}
+    for number, figures in enumerate((one_mask, fewer, one_mask, sound, one_mask, two)):
+        hook.trainer = SimpleNamespace(iter=number)
+        hook._warn(find_collapses(figures))
+    starts = [(int(line.split()[1].rstrip(":")), "in a row" in line) for line in caplog.messages]
+    assert starts == [(0, False), (1, True), (4, False), (5, False), (5, True)]
 
 
 def test_a_collapse_is_named_once_a_period_and_figures_come_at_its_end(model, caplog):
