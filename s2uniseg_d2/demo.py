@@ -58,10 +58,11 @@ def _segment(arguments: argparse.Namespace) -> Outcome:
         arguments.output,
         TASKS if arguments.task == "all" else (arguments.task,),
         overwrite=arguments.overwrite,
+        limit=arguments.limit,
         page_limit=arguments.page_limit,
     )
     options.check()
-    frames = Frames(arguments.input, every=arguments.every, limit=arguments.limit, results=arguments.output)
+    frames = Frames(arguments.input, every=arguments.every, results=arguments.output)
     if frames.repeated:
         logging.getLogger(NAME).warning("%d pictures were named again and count once", frames.repeated)
     if frames.left_out:
@@ -137,7 +138,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, cuda:1 ... (default: the config's, or the CPU where that is not there)")
     add("--image-size", type=int, metavar="PX", help="longer side that the model sees (default: the config's)")
     add("--every", type=int, default=1, metavar="N", help="of a video or camera, one frame in N (default: 1)")
-    add("--limit", type=int, default=0, metavar="N", help="at most N pictures (default: all; a camera needs Ctrl-C)")
+    add(
+        "--limit",
+        type=int,
+        default=0,
+        metavar="N",
+        help="end after N pictures, not counting skipped ones (default: all)",
+    )
     add("--page-limit", type=int, default=500, metavar="N", help="pictures in the page, the first N (default: 500)")
     add("--overwrite", action="store_true", help="take the place of an earlier gallery in the folder, whose files go")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, last, after --")

@@ -21,6 +21,7 @@ from s2uniseg_d2.demo import main
 from s2uniseg_d2.gallery import run
 from s2uniseg_d2.gallery.results import ResultFiles
 from s2uniseg_d2.segmenter import Segmenter
+from tests.camera import Camera
 from tests.checkpoint import write_checkpoint
 from tests.tiny import tiny_words, write_pictures
 
@@ -160,6 +161,30 @@ def test_an_error_keeps_what_is_done(weights, pictures, tmp_path, monkeypatch, c
     assert capsys.readouterr().err.splitlines()[-1] == "demo: scores are not finite"
     assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["images"]) == 2
     assert "ended early (scores are not finite)" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_limit_counts_what_is_done_and_not_what_is_skipped(weights, pictures, tmp_path, monkeypatch, capsys):
+    def fail():
+        raise MemoryError
+
+    at_the_third(monkeypatch, fail)
+    Image.new("RGB", (70_000, 2)).save(tmp_path / "a_wide.png")
+    write_pictures(tmp_path / "more", count=4, size=(32, 32))
+    inputs = (pictures / "bad.png", tmp_path / "a_wide.png", pictures / "0.png", tmp_path / "more")
+    words = ("--input", *inputs, "--weights", weights, "--output", tmp_path / "out", "--task", "panoptic")
+    assert call(*words, "--limit", 3) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("3 pictures, ")
+    assert ", 3 skipped, " in printed.out
+    assert len(list((tmp_path / "out" / "panoptic").rglob("*.png"))) == 3
+
+
+def test_a_camera_ends_at_the_limit(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    words = ("--input", "webcam:5", "--weights", weights, "--output", tmp_path / "out", "--task", "semantic")
+    assert call(*words, "--limit", 2, "--every", 3) == 0
+    written = sorted((tmp_path / "out" / "semantic").rglob("*.png"))
+    assert [path.stem for path in written] == ["000000", "000003"]
 
 
 def test_what_is_too_large_is_skipped_and_the_others_are_done(weights, pictures, tmp_path, monkeypatch, capsys):

@@ -42,26 +42,23 @@ class Frames:
             video files by their ending (in a folder only pictures count); ``webcam:N`` for camera N of this machine,
             which never ends by itself.
         every: of a video or a webcam, take the first frame of every so many.
-        limit: take at most so many pictures; 0 takes all.
         results: a folder of results, whose own pictures are left out; None where there is none.
 
     Raises:
         ValueError: if an input names nothing, a webcam cannot be opened, or a number is out of its range.
 
     Attributes:
-        total: how many pictures there are, as far as headers tell; None with a webcam and no limit.
+        total: how many pictures there are, as far as headers tell; None with a webcam.
         repeated: how many pictures were named again, and count once.
         left_out: how many pictures are results.
     """
 
-    def __init__(self, inputs: Sequence[str], *, every: int = 1, limit: int = 0, results: Path | None = None) -> None:
+    def __init__(self, inputs: Sequence[str], *, every: int = 1, results: Path | None = None) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        if limit < 0:
-            raise ValueError(f"limit must not be negative, got {limit}")
         if not inputs:
             raise ValueError("input must name pictures, a video or webcam:N, got nothing")
-        self._every, self._limit = every, limit
+        self._every = every
         self._webcams = [_webcam_number(item) for item in inputs if item.startswith(_WEBCAM)]
         rest = [item for item in inputs if not item.startswith(_WEBCAM)]
         paths = dict.fromkeys(os.path.abspath(os.path.expanduser(item)) for item in rest if _is_video(item))
@@ -80,20 +77,11 @@ class Frames:
 
     def _count(self) -> int | None:
         if self._webcams:
-            return self._limit or None
-        total = len(self._pictures.names) + sum(_count_frames(path, self._every) for path in self._videos.values())
-        return min(total, self._limit) if self._limit else total
+            return None
+        return len(self._pictures.names) + sum(_count_frames(path, self._every) for path in self._videos.values())
 
     def __iter__(self) -> Iterator[Frame]:
         """The pictures in their order; what cannot be read comes with its reason. A webcam that is unplugged ends."""
-        left = self._limit or -1
-        for frame in self._all():
-            if left == 0:
-                return
-            left -= 1
-            yield frame
-
-    def _all(self) -> Iterator[Frame]:
         for index, name in enumerate(self._pictures.names):
             try:
                 yield Frame(name, read_picture(self._pictures.path(index)))

@@ -41,21 +41,25 @@ class GalleryOptions:
         output: the folder.
         kinds: of instance, semantic and panoptic.
         overwrite: take the place of an earlier run in the folder.
+        limit: end when so many pictures are done, those that are skipped not counted; 0 takes all.
         page_limit: pictures that the page holds, the first ones.
     """
 
     output: Path
     kinds: tuple[str, ...] = KINDS
     overwrite: bool = False
+    limit: int = 0
     page_limit: int = 500
 
     def check(self) -> None:
         """Refuse an output that cannot be used, before a model is loaded.
 
         Raises:
-            ValueError: if it is a file, or holds an earlier run and ``overwrite`` is not set; if ``page_limit`` is
-                below 1.
+            ValueError: if it is a file, or holds an earlier run and ``overwrite`` is not set; if ``limit`` is
+                below 0 or ``page_limit`` below 1.
         """
+        if self.limit < 0:
+            raise ValueError(f"limit must not be negative, got {self.limit}")
         if self.page_limit < 1:
             raise ValueError(f"page_limit must be at least 1, got {self.page_limit}")
         check_output(self.output, overwrite=self.overwrite)
@@ -92,13 +96,14 @@ def make_gallery(segmenter: Segmenter, frames: Frames, options: GalleryOptions) 
     options.check()
     files = ResultFiles(options.output, options.kinds, segmenter.num_clusters, options.page_limit)
     start, fault = time.perf_counter(), None
+    total = frames.total if not options.limit else min(options.limit, frames.total or options.limit)
     with (
         _Signals() as signals,
         tqdm(
-            total=frames.total,
+            total=total,
             unit=" pictures",
             mininterval=0.2 if sys.stderr.isatty() else 30,
-            bar_format=None if frames.total is None else _BAR,
+            bar_format=None if total is None else _BAR,
         ) as bar,
         ThreadPoolExecutor(1) as reader,
         ThreadPoolExecutor(1) as writer,
@@ -107,6 +112,8 @@ def make_gallery(segmenter: Segmenter, frames: Frames, options: GalleryOptions) 
         try:
             for frame in _read_ahead(reader, frames):
                 work.take(frame)
+                if work.taken == options.limit > 0:
+                    break
             work.settle()
         except KeyboardInterrupt:
             signals.received = signals.received or signal.SIGINT
@@ -133,6 +140,7 @@ class _Work:
     bar: tqdm[None]
     writer: ThreadPoolExecutor
     model_seconds: float = 0.0
+    taken: int = 0  # pictures that were segmented
     written: deque[Future[None]] = field(default_factory=deque)
 
     def take(self, frame: Frame) -> None:
@@ -152,6 +160,7 @@ class _Work:
             return
         seconds = time.perf_counter() - begin
         self.model_seconds += seconds
+        self.taken += 1
         self.written.append(self.writer.submit(self.files.add, frame.name, picture, found, seconds))
         behind = _BEHIND if found.instances.pred_masks.numel() < _LARGE else 0
         while self.written and (len(self.written) > behind or self.written[0].done()):

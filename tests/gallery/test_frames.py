@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import shutil
 
 import cv2
@@ -9,6 +10,7 @@ from PIL import Image
 
 from s2uniseg_d2.data.pictures import read_picture
 from s2uniseg_d2.gallery.frames import Frames
+from tests.camera import Camera
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +55,14 @@ def test_a_video_gives_its_frames_in_rgb(video):
         assert red > 200 > 60 > max(green, blue)
 
 
-def test_every_and_limit_thin_a_video(video):
+def test_every_thins_a_video(video):
     frames = Frames([str(video)], every=3)
     assert frames.total == 3
     assert [frame.name[-1] for frame in frames] == ["0", "3", "6"]
-    frames = Frames([str(video)], every=3, limit=2)
-    assert frames.total == 2
-    assert [frame.name[-1] for frame in frames] == ["0", "3"]
 
 
-def test_pictures_come_before_videos_and_limit_counts_both(video, pictures):
-    frames = Frames([str(video), str(pictures / "a")], limit=3)
+def test_pictures_come_before_videos(video, pictures):
+    frames = Frames([str(video), str(pictures / "a")], every=7)
     assert [frame.name for frame in frames] == ["0.png", "1.png", "clip.avi/000000"]
 
 
@@ -82,31 +81,11 @@ def test_a_webcam_that_is_not_there_is_an_error_before_any_work(pictures, capfd)
     assert capfd.readouterr().err == ""  # OpenCV's own words are kept back
 
 
-class Camera:
-    """Endless pictures, as a webcam's."""
-
-    def __init__(self, number):
-        assert number == 5
-
-    def isOpened(self):  # noqa: N802  (OpenCV's name)
-        return True
-
-    def grab(self):
-        return True
-
-    def retrieve(self):
-        return True, np.full((4, 6, 3), (1, 2, 3), dtype=np.uint8)
-
-    def release(self):
-        pass
-
-
-def test_a_webcam_gives_pictures_until_the_limit(monkeypatch):
+def test_a_webcam_gives_pictures_without_end(monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
-    assert Frames(["webcam:5"]).total is None
-    frames = Frames(["webcam:5"], every=2, limit=2)
-    assert frames.total == 2
-    found = list(frames)
+    frames = Frames(["webcam:5"], every=2)
+    assert frames.total is None
+    found = list(itertools.islice(frames, 2))
     assert [frame.name for frame in found] == ["webcam5/000000", "webcam5/000002"]
     assert found[0].picture[0, 0].tolist() == [3, 2, 1]
 
@@ -114,7 +93,7 @@ def test_a_webcam_gives_pictures_until_the_limit(monkeypatch):
 def test_a_frame_that_cannot_be_decoded_is_skipped(monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     monkeypatch.setattr(Camera, "retrieve", lambda _: (False, None))
-    (only,) = list(Frames(["webcam:5"], limit=1))
+    only = next(iter(Frames(["webcam:5"])))
     assert only.picture is None
     assert only.reason == "cannot read frame webcam5/000000: OpenCV does not decode it"
 
@@ -140,7 +119,6 @@ def test_a_video_may_lie_in_the_home_folder(video, monkeypatch):
         (["/nowhere.mp4"], {}, "input '/nowhere.mp4' does not exist"),
         (["webcam:front"], {}, "must be webcam:N with N the number of a camera"),
         (["."], {"every": 0}, "every must be at least 1, got 0"),
-        (["."], {"limit": -1}, "limit must not be negative, got -1"),
     ],
 )
 def test_bad_arguments_are_named(inputs, settings, message):
