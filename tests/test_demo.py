@@ -21,7 +21,7 @@ from s2uniseg_d2.demo import main
 from s2uniseg_d2.gallery import run
 from s2uniseg_d2.gallery.results import ResultFiles
 from s2uniseg_d2.segmenter import Segmenter
-from tests.camera import Camera
+from tests.camera import Camera, cut_video
 from tests.checkpoint import write_checkpoint
 from tests.tiny import tiny_words, write_pictures
 
@@ -90,15 +90,33 @@ def test_uniap_needs_no_trained_model(pictures, tmp_path):
     assert "no decoder is trained" in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_a_video_becomes_pictures(weights, tmp_path):
-    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+def write_video(path):
+    """Four frames."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
     for number in range(4):
         writer.write(np.full((48, 64, 3), 50 * number, dtype=np.uint8))
     writer.release()
+
+
+def test_a_video_becomes_pictures(weights, tmp_path):
+    write_video(tmp_path / "clip.avi")
     words = ("--input", tmp_path / "clip.avi", "--weights", weights, "--output", tmp_path / "out", "--every", 2)
     assert call(*words, "--task", "panoptic") == 0
     names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
     assert names == ["panoptic/clip.avi/000000.png", "panoptic/clip.avi/000002.png"]
+
+
+def test_a_video_that_is_cut_off_is_told(weights, tmp_path, capsys):
+    write_video(tmp_path / "clip.avi")
+    cut_video(tmp_path / "clip.avi", tmp_path / "cut.avi", 3)
+    words = ("--input", tmp_path / "cut.avi", "--weights", weights, "--output", tmp_path / "out")
+    assert call(*words, "--task", "panoptic") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("3 pictures, ")
+    assert ", 1 skipped, " in printed.out
+    reason = f"video {tmp_path / 'cut.avi'} ends early: 3 of the 4 frames that its header promises could be read"
+    assert f"skipped: {reason}" in printed.err.splitlines()
+    assert (tmp_path / "out" / "skipped.txt").read_text() == f"cut.avi\t{reason}\n"
 
 
 def test_ctrl_c_keeps_what_is_done(weights, pictures, tmp_path, monkeypatch, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -81,7 +81,10 @@ class Frames:
         return len(self._pictures.names) + sum(_count_frames(path, self._every) for path in self._videos.values())
 
     def __iter__(self) -> Iterator[Frame]:
-        """The pictures in their order; what cannot be read comes with its reason. A webcam that is unplugged ends."""
+        """The pictures in their order; what cannot be read comes with its reason, as does a video that ends early.
+
+        A webcam that is unplugged ends.
+        """
         for index, name in enumerate(self._pictures.names):
             try:
                 yield Frame(name, read_picture(self._pictures.path(index)))
@@ -136,17 +139,24 @@ def _open(source: str | int) -> Iterator[cv2.VideoCapture]:
 
 def _count_frames(path: str, every: int) -> int:
     with _open(path) as capture:
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        count = _promised(capture) if capture.isOpened() else 0
     return max(1, -(-count // every))  # a video that cannot be read is one picture, skipped
 
 
 def _read_video(name: str, path: str, every: int) -> Iterator[Frame]:
-    frame = None
     with _open(path) as capture:
-        for frame in _capture(capture, name, every):
-            yield frame
-    if frame is None:
+        read = yield from _capture(capture, name, every)
+        promised = _promised(capture)
+    if not read:
         yield Frame(name, None, f"cannot read video {path}: OpenCV finds no frame in it")
+    elif read < promised:
+        few = f"{read} of the {promised} frames that its header promises could be read"
+        yield Frame(name, None, f"video {path} ends early: {few}")
+
+
+def _promised(capture: cv2.VideoCapture) -> int:
+    """Frames by a video's header, 0 or below where it says nothing."""
+    return int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
 
 def _read_webcam(number: int, every: int) -> Iterator[Frame]:
@@ -162,7 +172,8 @@ def _check_webcam(capture: cv2.VideoCapture, number: int) -> None:
         )
 
 
-def _capture(capture: cv2.VideoCapture, name: str, every: int) -> Iterator[Frame]:
+def _capture(capture: cv2.VideoCapture, name: str, every: int) -> Generator[Frame, None, int]:
+    """One frame of every so many; returns how many there were."""
     number = 0
     while capture.grab():
         if number % every == 0:
@@ -173,3 +184,4 @@ def _capture(capture: cv2.VideoCapture, name: str, every: int) -> Iterator[Frame
             else:
                 yield Frame(frame, None, f"cannot read frame {frame}: OpenCV does not decode it")
         number += 1
+    return number

@@ -10,7 +10,7 @@ from PIL import Image
 
 from s2uniseg_d2.data.pictures import read_picture
 from s2uniseg_d2.gallery.frames import Frames
-from tests.camera import Camera
+from tests.camera import Camera, cut_video
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,16 @@ def test_a_video_that_is_none_is_skipped(tmp_path):
     assert frames.total == 1
     assert only.picture is None
     assert "OpenCV finds no frame in it" in only.reason
+
+
+def test_a_video_that_is_cut_off_says_so_after_its_frames(video, tmp_path):
+    path = tmp_path / "cut.avi"
+    cut_video(video, path, 5)
+    *found, last = Frames([str(path)], every=2)
+    assert [frame.name for frame in found] == [f"cut.avi/{number:06d}" for number in (0, 2, 4)]
+    assert all(frame.picture is not None for frame in found)
+    reason = f"video {path} ends early: 5 of the 7 frames that its header promises could be read"
+    assert last == ("cut.avi", None, reason)
 
 
 def test_a_webcam_that_is_not_there_is_an_error_before_any_work(pictures, capfd):
