@@ -161,6 +161,8 @@ class ResultFiles:
         for name in FOLDERS:
             root = self.folder / name
             for path in [*root.rglob("*.jpg"), *root.rglob("*.png")]:
+                if not path.is_file():
+                    continue  # a folder may be called so
                 below = path.relative_to(root)
                 kind = below.parts[0] if name == "overlays" else name
                 stem = PurePosixPath(*below.parts[1:]) if name == "overlays" else below

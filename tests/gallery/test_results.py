@@ -91,6 +91,26 @@ def test_long_names_are_cut_and_stay_apart(tmp_path, found, picture):
     assert all(name.startswith("é" * 80) and len(name.encode()) <= 180 for name in written)
 
 
+def write_overlays(folder, names, picture, found):
+    """Write the instances of pictures of these names; returns their overlays."""
+    files = ResultFiles(folder, ("instance",), 8)
+    for name in names:
+        files.add(name, picture, found, 0.1)
+    files.finish({}, FACTS)
+    images = json.loads((folder / "instances.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == names
+    root = folder / "overlays" / "instance"
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg") if path.is_file())
+
+
+def test_a_folder_named_like_a_picture_of_an_earlier_gallery_stays(tmp_path, found, picture):
+    root = tmp_path / "overlays" / "instance"
+    (root / "x.jpg" / "own").mkdir(parents=True)
+    (root / "z.jpg").touch()
+    assert write_overlays(tmp_path, ["y.png"], picture, found) == ["y.jpg"]
+    assert (root / "x.jpg" / "own").is_dir()
+
+
 def test_a_part_of_a_gallery_is_refused(tmp_path):
     (tmp_path / "overlays").mkdir()
     with pytest.raises(ValueError, match=r"already holds a part of a gallery \(overlays\): add --overwrite"):
