@@ -86,6 +86,9 @@ class ResultFiles:
         self._instances: list[list[dict[str, Any]]] = []
         self._panoptic: list[dict[str, Any]] = []
         self._taken: set[str] = set()
+        # where pictures are written, and the endings of their names
+        self._roots = [(folder / "overlays" / kind, ".jpg") for kind in kinds]
+        self._roots += [(folder / kind, ".png") for kind in ("panoptic", "semantic") if kind in kinds]
 
     @property
     def pictures(self) -> int:
@@ -170,15 +173,24 @@ class ResultFiles:
                     path.unlink()
 
     def _free_stem(self, name: str) -> str:
-        """The name of a picture's files: its own without its ending, unless another picture has that one."""
-        path = PurePosixPath(*map(_shorten, PurePosixPath(shown_name(name)).parts))
+        """The name of a picture's files: its own without its ending, unless a picture or a folder has that one."""
+        *folders, last = map(_shorten, PurePosixPath(shown_name(name)).parts)
+        parent = PurePosixPath()
+        for part in folders:
+            while any((root / parent / part).is_file() for root, _ in self._roots):
+                part += "_"
+            parent /= part
+        path = parent / last
         stem = str(path.with_suffix(""))
-        if stem in self._taken:
+        if not self._is_free(stem):
             stem = str(path)
-        while stem in self._taken:
+        while not self._is_free(stem):
             stem += "_"
         self._taken.add(stem)
         return stem
+
+    def _is_free(self, stem: str) -> bool:
+        return stem not in self._taken and not any((root / f"{stem}{end}").is_dir() for root, end in self._roots)
 
     def _encode_instances(self, found: Segmentation, number: int) -> list[dict[str, Any]]:
         results = encode_instances(found.instances, number)

@@ -103,6 +103,37 @@ def write_overlays(folder, names, picture, found):
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg") if path.is_file())
 
 
+@pytest.mark.parametrize(
+    ("names", "overlays"),
+    [
+        (["x.png", "x.jpg/y.png"], ["x.jpg", "x.jpg_/y.jpg"]),
+        (["x.jpg/y.png", "x.png"], ["x.jpg/y.jpg", "x.png.jpg"]),
+        (["a/x.png", "a/x.jpg/b/y.png"], ["a/x.jpg", "a/x.jpg_/b/y.jpg"]),
+    ],
+)
+def test_a_picture_beside_a_folder_with_the_name_of_its_overlay(tmp_path, found, picture, names, overlays):
+    assert write_overlays(tmp_path, names, picture, found) == overlays
+
+
+def test_overlays_make_way_for_what_lies_in_the_output(tmp_path, found, picture):
+    root = tmp_path / "overlays" / "instance"
+    (root / "x.jpg").mkdir(parents=True)
+    (root / "z.jpg").touch()
+    assert write_overlays(tmp_path, ["x.png", "z.jpg/y.png"], picture, found) == ["x.png.jpg", "z.jpg_/y.jpg"]
+
+
+def test_maps_make_way_for_a_folder_as_well(tmp_path, found, picture):
+    files = ResultFiles(tmp_path, ("panoptic", "semantic"), 8)
+    for name in ("x.jpg", "x.png/y.jpg"):
+        files.add(name, picture, found, 0.1)
+    files.finish({}, FACTS)
+    for kind in ("panoptic", "semantic"):
+        root = tmp_path / kind
+        assert sorted(path.relative_to(root).as_posix() for path in root.rglob("?.png")) == ["x.png", "x.png_/y.png"]
+    annotations = json.loads((tmp_path / "panoptic.json").read_text())["annotations"]
+    assert [item["file_name"] for item in annotations] == ["x.png", "x.png_/y.png"]
+
+
 def test_a_folder_named_like_a_picture_of_an_earlier_gallery_stays(tmp_path, found, picture):
     root = tmp_path / "overlays" / "instance"
     (root / "x.jpg" / "own").mkdir(parents=True)
