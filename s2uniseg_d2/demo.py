@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from s2uniseg_d2._detectron2 import require_detectron2
-from s2uniseg_d2.exit_status import HELP, INTERRUPTED, Parser, fail, one_line, status_of
+from s2uniseg_d2.exit_status import HELP, INTERRUPTED, Parser, counted, fail, one_line, status_of
 
 if TYPE_CHECKING:
     from s2uniseg_d2.gallery.run import Outcome
@@ -64,9 +64,10 @@ def _segment(arguments: argparse.Namespace) -> Outcome:
     options.check()
     frames = Frames(arguments.input, every=arguments.every, results=arguments.output)
     if frames.repeated:
-        logging.getLogger(NAME).warning("%d pictures were named again and count once", frames.repeated)
+        logging.getLogger(NAME).warning("%s named again, counted once", counted(frames.repeated, "picture"))
     if frames.left_out:
-        logging.getLogger(NAME).warning("%d pictures are results in %s and left out", frames.left_out, arguments.output)
+        left_out = counted(frames.left_out, "picture")
+        logging.getLogger(NAME).warning("%s left out, as results in %s", left_out, arguments.output)
     segmenter = Segmenter.from_pretrained(
         arguments.weights,
         device=arguments.device,
@@ -91,10 +92,11 @@ def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     if not outcome.pictures:
         if outcome.stopped_by:
             return fail(NAME, "interrupted before the first picture was done", 128 + outcome.stopped_by)
-        return fail(NAME, f"none of the {len(outcome.skipped)} pictures could be used")
+        return fail(NAME, f"of {counted(len(outcome.skipped), 'picture')} none could be used")
     speed = outcome.pictures / outcome.seconds
     sys.stdout.write(
-        f"{outcome.pictures} pictures, {outcome.masks} masks, {len(outcome.skipped)} skipped, {outcome.seconds:.1f} s "
+        f"{counted(outcome.pictures, 'picture')}, {counted(outcome.masks, 'mask')}, {len(outcome.skipped):,} skipped, "
+        f"{outcome.seconds:.1f} s "
         f"({speed:.2f} pictures/s, {outcome.model_seconds / outcome.seconds:.0%} of the time in the model)\n"
     )
     if not outcome.masks:

@@ -42,6 +42,11 @@ def one_line(text: object) -> str:
     return printable(" ".join(str(text).split()))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with what it counts: "1 picture", "1,200 pictures"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def fail(name: str, reason: object, status: int = ERROR) -> int:
     """Write one sentence to stderr, after the command's name; returns the status."""
     sys.stderr.write(f"{name}: {one_line(reason)}\n")

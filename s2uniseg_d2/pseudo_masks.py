@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from s2uniseg_d2._detectron2 import require_detectron2
-from s2uniseg_d2.exit_status import HELP, INTERRUPTED, Parser, UsageError, fail, one_line, status_of
+from s2uniseg_d2.exit_status import HELP, INTERRUPTED, Parser, UsageError, counted, fail, one_line, status_of
 
 if TYPE_CHECKING:
     from s2uniseg_d2.labeling.maker import PseudoMaskMaker
@@ -77,7 +77,7 @@ def _label(arguments: argparse.Namespace) -> Outcome:
     pictures = find_pictures(arguments.input)
     options.place(pictures)
     if pictures.repeated:
-        logging.getLogger(NAME).warning("%d pictures were named again and count once", pictures.repeated)
+        logging.getLogger(NAME).warning("%s named again, counted once", counted(pictures.repeated, "picture"))
     return label_pictures(_make(arguments), pictures, options)
 
 
@@ -151,7 +151,8 @@ def _report(outcome: Outcome, arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"skipped: {len(outcome.skipped) - SHOWN} more, see {output.with_suffix('.skipped.txt')}\n")
     resumed = f", {outcome.resumed} of them by an earlier run" if outcome.resumed else ""
     sys.stdout.write(
-        f"{output}: {tally.annotations} masks of {tally.labelled} pictures; {tally.skipped} pictures skipped{resumed}\n"
+        f"{output}: {counted(tally.annotations, 'mask')} of {counted(tally.labelled, 'picture')}; "
+        f"{counted(tally.skipped, 'picture')} skipped{resumed}\n"
     )
     if not tally.labelled:
         return fail(NAME, f"no picture of this shard could be read; the file is there for --merge: {output}")

@@ -19,7 +19,7 @@ import torch
 
 from s2uniseg_d2 import exit_status
 from s2uniseg_d2.engine import command
-from s2uniseg_d2.exit_status import UsageError, fail, printable, run_main, status_of
+from s2uniseg_d2.exit_status import UsageError, counted, fail, printable, run_main, status_of
 from tests.tiny import tiny_words, write_pictures
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -82,6 +82,11 @@ def test_statuses_are_those_of_shells():
     assert exit_status.TERMINATED == 128 + signal.SIGTERM
     assert status_of(ValueError("no")) == 1
     assert status_of(UsageError("no")) == 2
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 masks"), (1, "1 mask"), (2, "2 masks"), (1234, "1,234 masks")])
+def test_one_thing_is_no_plural(number, said):
+    assert counted(number, "mask") == said
 
 
 def test_ctrl_c_ends_a_tool_in_a_sentence(capsys):

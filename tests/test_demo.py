@@ -82,6 +82,14 @@ def test_the_end_says_what_was_done(weights, pictures, tmp_path, capsys):
     assert "skipped: cannot read picture" in printed.err
 
 
+def test_one_picture_is_told_in_the_singular(weights, pictures, tmp_path, capsys, caplog):
+    words = ("--input", pictures / "0.png", pictures / "0.png", "--weights", weights, "--output", tmp_path / "out")
+    assert call(*words, "--task", "panoptic") == 0
+    assert capsys.readouterr().out.startswith("1 picture, ")
+    assert caplog.messages == ["1 picture named again, counted once"]
+    assert ">1 picture, " in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_uniap_needs_no_trained_model(pictures, tmp_path):
     config = tiny_words(MODEL__UNIAP__TAUS="(0.9,0.6)", MODEL__UNIAP__FEATURE_STRIDE=16)
     words = ("--input", pictures / "0.png", "--weights", "", "--predictor", "uniap", "--output", tmp_path / "out")
@@ -226,7 +234,7 @@ def test_a_gallery_inside_of_its_pictures_is_made_anew_from_the_pictures(weights
     words = ("--input", tmp_path, "--weights", weights, "--output", tmp_path / "out")
     assert call(*words) == 0
     assert call(*words, "--overwrite", "--task", "semantic") == 0
-    assert "5 pictures are results in" in caplog.text
+    assert "5 pictures left out, as results in" in caplog.text
     # nothing of the first run is left to be taken for the second one's
     found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert found == ["0.png", "out/index.html", "out/overlays/semantic/0.jpg", "out/semantic/0.png"]
@@ -297,8 +305,8 @@ def test_ctrl_c_before_the_first_picture(weights, pictures, tmp_path, monkeypatc
         (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "WEIGHTS"], "output must be a folder, got"),
         (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "GALLERY"], "already holds a gallery"),
         (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "out", "--page-limit", "0"], "must be at least 1"),
-        (["--input", "GALLERY", "--weights", "WEIGHTS", "--output", "GALLERY", "--overwrite"], "got the 15 results in"),
-        (["--input", "PICTURES/bad.png", "--weights", "WEIGHTS", "--output", "out"], "none of the 1 pictures could be"),
+        (["--input", "GALLERY", "--weights", "WEIGHTS", "--output", "GALLERY", "--overwrite"], "got 15 results in"),
+        (["--input", "PICTURES/bad.png", "--weights", "WEIGHTS", "--output", "out"], "of 1 picture none could be"),
         (["--input", "PICTURES", "--weights", "WEIGHTS", "--output", "out", "--", "MODEL.NO", "1"], "NO is unknown"),
     ],
 )  # fmt: skip

@@ -57,7 +57,7 @@ def test_a_folder_becomes_weights_and_a_gallery(finished, pictures):
     said = result.stdout
     assert "13 pictures found, 11 to learn from" in said
     assert "12 of 13 looked at are readable; all 96 x 64 pixels; cannot read picture" in said
-    assert "1 are copies of others, byte by byte, and left out" in said
+    assert "left out as copies of others, byte by byte: 1" in said
     assert "fewer than 100 pictures" in said
     listed = (output / "pictures.txt").read_text().splitlines()
     assert listed[1:] == sorted(str(pictures / f"{number}.png") for number in range(11))

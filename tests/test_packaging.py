@@ -164,7 +164,7 @@ class TestInstalled:
         write_pictures(tmp_path / "pictures", 1)
         words = ("--input", "pictures", "--output", "labels.json", "--weights", "", "--image-size", "96")
         result = run(python, "-m", "s2uniseg_d2.pseudo_masks", *words, "--", *tiny_words(), cwd=tmp_path)
-        assert "masks of 1 pictures" in result.stdout
+        assert "masks of 1 picture;" in result.stdout
         assert (tmp_path / "labels.json").exists()
 
     @pytest.mark.slow
@@ -173,7 +173,7 @@ class TestInstalled:
         weights = write_checkpoint(tmp_path / "run")
         words = ("--input", "pictures", "--weights", weights, "--output", "masks", "--score-threshold", "0")
         result = run(environment / "bin" / "s2uniseg-demo", *words, cwd=tmp_path)
-        assert "1 pictures" in result.stdout
+        assert "1 picture, " in result.stdout
         assert "<script>" in (tmp_path / "masks" / "index.html").read_text()
         assert np.asarray(Image.open(next((tmp_path / "masks").rglob("*.png")))).size
 

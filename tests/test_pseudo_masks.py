@@ -81,7 +81,7 @@ def test_the_end_says_what_was_done_and_what_was_not(labels, pictures, capsys):
     words = ("--input", pictures, "--output", labels, "--embeddings", "--batch-size", 2)
     assert call(*words) == 0
     printed = capsys.readouterr()
-    assert "masks of 5 pictures; 1 pictures skipped, 6 of them by an earlier run" in printed.out
+    assert "masks of 5 pictures; 1 picture skipped, 6 of them by an earlier run" in printed.out
     assert "bad.png: the file is empty" in printed.err
     assert (labels.parent / "labels.skipped.txt").read_text().startswith("bad.png\t")
     assert len(list((labels.parent / "labels.preview").iterdir())) == 1
@@ -134,7 +134,7 @@ def test_a_shard_of_bad_pictures_is_an_error_but_leaves_its_file(pictures, tmp_p
         (["--input", "PICTURES", "--output", "x.txt"], "output must be a file that ends in .json"),
         (["--input", "/nowhere", "--output", "x.json"], "input '/nowhere' does not exist"),
         (["--input", "/nowhere/*.jpg", "--output", "x.json"], "matches no picture"),
-        (["--input", "PICTURES/bad.png", "--output", "x.json"], "none of the 1 pictures could be read"),
+        (["--input", "PICTURES/bad.png", "--output", "x.json"], "of 1 picture none could be read"),
         (["--input", "PICTURES", "--output", "x.json", "--device", "abacus"], "device must be one that is there"),
         (["--input", "PICTURES", "--output", "x.json", "--weights", "vit_enormous"], "weights must be"),
         (["--input", "PICTURES", "--output", "x.json", "--upscale", "cubic"], "upscale must be one of"),
@@ -145,7 +145,7 @@ def test_a_shard_of_bad_pictures_is_an_error_but_leaves_its_file(pictures, tmp_p
         (["--input", "PICTURES", "--output", "x.json", "--shard", "2"], "--shard must be I/N"),
         (["--input", "PICTURES", "--output", "x.json", "--shard", "a/b"], "--shard must be I/N"),
         (["--input", "PICTURES", "--output", "x.json", "--shard", "3/2"], "shard must be I/N with 1 <= I <= N"),
-        (["--input", "PICTURES", "--output", "x.json", "--shard", "1/9"], "6 pictures make 1 batches of 8"),
+        (["--input", "PICTURES", "--output", "x.json", "--shard", "1/9"], "can keep 1 machine busy, got 1/9"),
         (["--input", "PICTURES", "--output", "x.json", "--batch-size", "0"], "batch_size must be at least 1"),
         (["--input", "PICTURES", "--output", "x.json", "--min-score", "2"], "min_score must lie in [0, 1]"),
         (["--input", "PICTURES", "--output", "x.json", "--config-file", "no.yaml"], "config file does not exist"),

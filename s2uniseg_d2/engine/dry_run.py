@@ -25,6 +25,7 @@ from s2uniseg_d2.data.datasets import load_train_records
 from s2uniseg_d2.data.loaders import check_test_files, load_test_records
 from s2uniseg_d2.data.picture_check import draw_sample, read_pictures
 from s2uniseg_d2.data.shards import keeping_no_index
+from s2uniseg_d2.exit_status import counted
 
 from .dry_run_memory import Memory, MemoryMeter, optimizer_bytes, part_sizes
 from .hooks import FirstCheckpointHook, PicturesHook
@@ -130,7 +131,7 @@ def _check_data(cfg: CfgNode) -> list[str]:
             found = read_pictures(records, draw_sample(len(records), SAMPLE, seed))
             if not found.sizes:
                 raise ValueError(f"{key} {name!r}: none of the pictures looked at can be read; {found.summary()}")
-            lines.append(f"{key} {name}: {len(records):,} pictures; {found.summary()}")
+            lines.append(f"{key} {name}: {counted(len(records), 'picture')}; {found.summary()}")
             expected = len(found.unreadable) * len(records) // (len(found.unreadable) + len(found.sizes))
             if is_test and found.unreadable:
                 lines.append("  an evaluation stops at a picture that cannot be read: mend or remove them")
@@ -190,7 +191,7 @@ def _describe_trial(trial: Trial, plan: Plan, batch: int) -> list[str]:
     middle, timed = statistics.median(trial.seconds), len(trial.seconds)
     rate = f"{share / middle:.3g} pictures a second"
     lines = [
-        f"{share} pictures{shared}{parts}, on {cfg.MODEL.DEVICE}, {precision}",
+        f"{counted(share, 'picture')}{shared}{parts}, on {cfg.MODEL.DEVICE}, {precision}",
         f"time    {middle:.3g} s, the middle of {timed} steps after a first one; {rate}",
     ]
     worked = trial.busy / sum(trial.seconds)
@@ -203,7 +204,8 @@ def _describe_trial(trial: Trial, plan: Plan, batch: int) -> list[str]:
 def _describe_run(trainer: Trainer, trial: Trial | None, batch: int) -> list[str]:
     cfg = trainer.cfg
     left = max(0, trainer.max_iter - trainer.start_iter)
-    lines = [f"iterations   {left:,} of {trainer.max_iter:,} are left, {left * batch:,} pictures with repeats"]
+    seen = counted(left * batch, "picture")
+    lines = [f"iterations   {left:,} of {trainer.max_iter:,} are left, {seen} with repeats"]
     if trial:
         total = datetime.timedelta(seconds=round(left * statistics.median(trial.seconds)))
         lines.append(f"time         {total} by these steps, without evaluations, pictures and checkpoints")

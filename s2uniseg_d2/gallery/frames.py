@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from s2uniseg_d2.data.pictures import Picture, UnreadablePictureError, read_picture
+from s2uniseg_d2.exit_status import counted
 from s2uniseg_d2.labeling.sources import Pictures, find_pictures
 
 from .results import FOLDERS
@@ -70,7 +71,7 @@ class Frames:
         self.repeated = self._pictures.repeated
         self.total = self._count()
         if self.total == 0:
-            raise ValueError(f"input must name pictures, got the {self.left_out} results in {results} alone")
+            raise ValueError(f"input must name pictures, got {counted(self.left_out, 'result')} in {results} alone")
         for number in self._webcams:
             with _open(number) as capture:
                 _check_webcam(capture, number)  # before anything is computed

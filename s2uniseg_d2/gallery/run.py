@@ -20,6 +20,7 @@ import cv2
 import torch
 from tqdm import tqdm
 
+from s2uniseg_d2.exit_status import counted
 from s2uniseg_d2.segmenter import Segmenter
 
 from .frames import Frame, Frames
@@ -127,7 +128,8 @@ def make_gallery(segmenter: Segmenter, frames: Frames, options: GalleryOptions) 
         with contextlib.suppress(*_FAULTS) if fault else contextlib.nullcontext():
             files.finish({"source": segmenter.source, "score_threshold": segmenter.score_threshold}, facts)
     if fault:
-        logging.getLogger(__name__).warning("%d pictures were done before an error and are written", files.pictures)
+        done = counted(files.pictures, "picture")
+        logging.getLogger(__name__).warning("%s done before an error, and written", done)
         raise fault
     seconds = time.perf_counter() - start
     return Outcome(files.pictures, files.masks, files.skipped, seconds, work.model_seconds, signals.received)
@@ -220,7 +222,10 @@ def _describe(files: ResultFiles, segmenter: Segmenter, seconds: float, end: str
     count, kinds = files.pictures, len(files.kinds)
     of_kinds = f" of {kinds} kinds" if kinds > 1 else ""
     speed = f"{seconds:.1f} s ({count / seconds:.2f} pictures/s)"
-    sentences = [f"{count:,} pictures, {files.masks:,} masks{of_kinds}, {speed}.", segmenter.source]
+    sentences = [
+        f"{counted(count, 'picture')}, {counted(files.masks, 'mask')}{of_kinds}, {speed}.",
+        segmenter.source,
+    ]
     if len(files.cards) < count:
         sentences.append(f"This page shows the first {len(files.cards):,}; the files beside it hold all.")
     if end:

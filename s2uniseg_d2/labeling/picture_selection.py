@@ -9,6 +9,7 @@ from typing import NamedTuple
 from s2uniseg_d2.data.picture_check import PictureCheck, draw_sample, find_copies, read_pictures
 from s2uniseg_d2.data.picture_folder import list_pictures
 from s2uniseg_d2.evaluation.whole_files import replacing
+from s2uniseg_d2.exit_status import counted
 
 LEAST, ADVISED = 10, 100  # usable pictures: fewer are refused, and fewer are warned of
 READ_AT_MOST = 2000  # pictures that are read; of more, a seeded sample
@@ -36,13 +37,13 @@ class Selection(NamedTuple):
         read = len(self.check.sizes) + len(self.check.unreadable)
         sampled = "" if read == self.found else f" ({read:,} drawn at random; training leaves out what it cannot read)"
         lines = [
-            f"{self.found:,} pictures found, {len(self.paths):,} to learn from",
+            f"{counted(self.found, 'picture')} found, {len(self.paths):,} to learn from",
             f"{self.check.summary()}{sampled}",
         ]
         if self.copies:
-            lines.append(f"{self.copies:,} are copies of others, byte by byte, and left out")
+            lines.append(f"left out as copies of others, byte by byte: {self.copies:,}")
         if self.unlistable:
-            lines.append(f"{self.unlistable:,} have names with line breaks, blank ends or no UTF-8 and are left out")
+            lines.append(f"left out for line breaks, blank ends or no UTF-8 in their names: {self.unlistable:,}")
         if len(self.paths) < ADVISED:
             lines.append(f"fewer than {ADVISED} pictures: the model will know these by heart and little else")
         return lines

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from s2uniseg_d2 import __version__
 from s2uniseg_d2.data.pictures import Picture, UnreadablePictureError, read_picture
 from s2uniseg_d2.engine.panel import write_png
+from s2uniseg_d2.exit_status import counted
 
 from .coco import (
     committing,
@@ -92,8 +93,8 @@ class RunOptions:
         part, parts = self.shard
         if parts > len(batches):
             raise ValueError(
-                f"shard must leave every machine a batch: {count} pictures make {len(batches)} batches of {size}, "
-                f"got {part}/{parts}; smaller batches make more of them"
+                f"shard must leave every machine a batch: {counted(count, 'picture')} in batches of {size} can keep "
+                f"{counted(len(batches), 'machine')} busy, got {part}/{parts}; smaller batches make more of them"
             )
         return batches[part - 1 :: parts]
 
@@ -167,7 +168,7 @@ def label_pictures(maker: PseudoMaskMaker, pictures: Pictures, options: RunOptio
 
 def nothing_readable(skipped: Sequence[dict[str, Any]]) -> str:
     """The sentence for a run without a single sound picture."""
-    return f"none of the {len(skipped)} pictures could be read; the first: {skipped[0]['reason']}"
+    return f"of {counted(len(skipped), 'picture')} none could be read; the first: {skipped[0]['reason']}"
 
 
 def _settings(maker: PseudoMaskMaker, pictures: Pictures, options: RunOptions) -> dict[str, Any]:

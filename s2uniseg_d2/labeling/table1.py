@@ -28,6 +28,7 @@ from s2uniseg_d2.evaluation.coco_metrics import coco_figures, complete_truth, ev
 from s2uniseg_d2.evaluation.published import PROTOCOLS, published_rows
 from s2uniseg_d2.evaluation.semantic import load_label_map
 from s2uniseg_d2.evaluation.whole_files import replacing, write_json
+from s2uniseg_d2.exit_status import counted
 
 from .maker import GridLabels, PseudoMaskMaker
 from .records import Selection, record_picture
@@ -180,7 +181,8 @@ def format_table1(results: Mapping[str, Any]) -> str:
     text = tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=["left"] + ["right"] * 8)
     comparable = about["data_set"] in PROTOCOLS["pseudo_masks"]
     lines = [
-        f"This run: {about['data_set']}, {about['pictures']} pictures, {about['weights'] or 'weights not named'}, "
+        f"This run: {about['data_set']}, {counted(about['pictures'], 'picture')}, "
+        f"{about['weights'] or 'weights not named'}, "
         f"{about['image_size']} px, {about['device']}; {about['instance_masks']:.0f} instance and "
         f"{about['semantic_masks']:.0f} semantic masks per picture.",
         f"Its time: encoder {seconds['encoder']:.3g} s, labeler {seconds['labeler']:.3g} s; the paper does not say "

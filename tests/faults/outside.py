@@ -170,7 +170,7 @@ def picture_lost_to_labelling(injection: Injection) -> None:
     path = injection.run.pictures / "3.png"
     path.unlink()
     injection.moment = "3.png vanishes after the first batch begins"
-    injection.expect_end(0, saying="3 pictures; 1 pictures skipped")
+    injection.expect_end(0, saying="3 pictures; 1 picture skipped")
     injection.check_results(is_equal=False)
     if path.name not in (injection.run.output / "labels.skipped.txt").read_text():
         injection.problems.append("the picture that was skipped is not named")

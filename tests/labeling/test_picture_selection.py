@@ -21,7 +21,7 @@ def test_readable_pictures_count_once_and_can_be_listed(tmp_path):
     assert "broken.png" in (tmp_path / "run" / "unreadable.txt").read_text()
     said = "\n".join(found.describe())
     assert "15 pictures found, 12 to learn from" in said
-    assert "1 have names with line breaks, blank ends or no UTF-8 and are left out" in said
+    assert "left out for line breaks, blank ends or no UTF-8 in their names: 1" in said
 
 
 def test_too_few_are_refused_and_counted(tmp_path):

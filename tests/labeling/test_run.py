@@ -258,7 +258,7 @@ def test_no_sound_picture_is_an_error_and_leaves_nothing(maker, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "zero.png").touch()
-    with pytest.raises(ValueError, match="none of the 1 pictures could be read; the first: cannot read picture"):
+    with pytest.raises(ValueError, match="of 1 picture none could be read; the first: cannot read picture"):
         run(maker, folder, tmp_path / "labels.json")
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
@@ -279,7 +279,7 @@ def test_the_first_pictures_are_drawn(maker, pictures, tmp_path):
         ({"embeddings": "float8"}, "embeddings must be one of float16, float32, got 'float8'"),
         ({"shard": (0, 2)}, "shard must be I/N with 1 <= I <= N, got 0/2"),
         ({"shard": (3, 2)}, "shard must be I/N with 1 <= I <= N, got 3/2"),
-        ({"shard": (1, 6)}, "5 pictures make 3 batches of 2, got 1/6"),
+        ({"shard": (1, 6)}, "5 pictures in batches of 2 can keep 3 machines busy, got 1/6"),
     ],
 )
 def test_bad_options_are_refused(maker, pictures, tmp_path, words, message):

@@ -242,7 +242,7 @@ def test_the_command_prints_the_table_and_leaves_it_in_a_folder(tmp_path, capsys
     assert main([*words, "--", *tiny_words()]) == 0
     text = capsys.readouterr().out
     assert text == (tmp_path / "out" / "table1.txt").read_text()
-    assert f"This run: {name}, 1 pictures, random weights, 96 px, cpu;" in text
+    assert f"This run: {name}, 1 picture, random weights, 96 px, cpu;" in text
     assert json.loads((tmp_path / "out" / "table1.json").read_text())["about"]["pictures"] == 1
 
 
