@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+# Triton's kernels run by its interpreter, in the process that holds the mutant.
+os.environ["TRITON_INTERPRET"] = "1"
 
 from mutants import Mutant, apply_mutant, find_mutants, show_mutant  # noqa: E402
 

@@ -45,6 +45,15 @@ def test_crumbs_and_empty_masks_are_left_out():
     assert queries.shape == (0,)
 
 
+def test_the_least_share_is_of_a_picture_of_any_shape():
+    masks = torch.full((1, 10, 400), -2.0)
+    masks[0, 0, :4] = 3.0  # 0.1 % of 4,000 pixels
+    masks[0, 5, :3] = 3.0
+    for wide in (masks, masks.mT):
+        parts, _ = split_connected(wide)
+        assert [int((part > 0).sum()) for part in parts] == [4]
+
+
 def test_a_part_keeps_its_type_and_probability_outside_vanishes():
     parts, _ = split_connected(logits([LEFT, RIGHT]).half())
     assert parts.dtype == torch.float16

@@ -154,6 +154,20 @@ def test_parts_of_an_array_are_checked():
             parse_plain_pickle(data, "it")
 
 
+def test_an_array_takes_a_state_with_and_without_a_version():
+    for state in (((2,), None, False, b""), (1, (2,), None, False, b"")):
+        array = restricted_pickle._Array()
+        array.__setstate__(state)
+        assert array._state == ((2,), None, False, b"")
+    with pytest.raises(ValueError, match="must have 5 parts"):
+        restricted_pickle._Array().__setstate__((None, False, b""))
+
+
+def test_a_refusal_says_its_words_alone():
+    error = restricted_pickle.UnsafePickleError("it asks for a.b", "a.b")
+    assert (str(error), error.wanted) == ("it asks for a.b", "a.b")
+
+
 def test_damage_is_named(tmp_path):
     sound = pickle.dumps({"model": ARRAYS})
     for data in (b"", b"no pickle", sound[:-20], sound[: len(sound) // 2], b"\x80\x04K\x01r\xff\xff\xff\x7f."):

@@ -96,6 +96,7 @@ def test_no_gradient_flows():
         ),
         ({"sigma": 0.0}, "sigma must be positive and finite, got 0.0"),
         ({"sigma": float("nan")}, "sigma must be positive"),
+        ({"sigma": float("inf")}, "sigma must be positive and finite, got inf"),
         ({"affinity": "max"}, r"affinity must be one of \('mean', 'sum'\), got 'max'"),
     ],
 )

@@ -126,3 +126,9 @@ def test_exact_means_see_each_token_as_often_as_it_counts():
     nodes = merge(place_tokens(voters), torch.arange(12) // 4, 3, voters, REGION)
     truth = (rows * sizes[:, None])[8:].sum(0) / sizes[8:].sum()
     assert torch.allclose(exact_means(nodes, torch.tensor([2]), voters)[0], truth, atol=1e-15)
+
+
+def test_queries_reach_as_far_as_the_tokens_that_they_sum():
+    sizes = torch.tensor([1, 4])
+    assert supernodes._reach(sizes, Region(0.5, "mean")).tolist() == [2, 2]
+    assert supernodes._reach(sizes, Region(0.5, "sum")).tolist() == [2, 8]

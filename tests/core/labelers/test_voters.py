@@ -179,3 +179,9 @@ def test_only_few_single_voters_know_their_affinities():
     assert torch.allclose(few.affinities, few.rows @ few.rows.T, atol=1e-6)
     assert many.affinities is None
     assert make_voters(60, 24)[0].pool(2).affinities is None
+
+
+def test_a_direction_is_unknown_where_the_error_is_a_tenth_of_the_length():
+    errors, lengths = torch.tensor([[0.05, 0.05, 0.5, 0.0], [1.0, 0.2, 1.0, 0.0]], dtype=torch.float64)
+    found = module._direction_error(errors, lengths)
+    torch.testing.assert_close(found, torch.tensor([0.055, 2.0, 2.0, 0.0], dtype=torch.float64))

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -52,42 +50,6 @@ def test_products_are_those_of_the_rows(monkeypatch, temporary):
     expected = (one @ other.T)[pairs[0], pairs[1]]
     torch.testing.assert_close(edge_products(one, other, pairs), expected, rtol=0, atol=1e-12)
     assert edge_products(one, other, pairs[:, :0]).shape == (0,)
-
-
-KERNELS = """
-import torch
-from s2uniseg_d2.core.ops import edge_kernels, edges
-
-generator = torch.Generator().manual_seed(0)
-one, other = torch.randn(2, 40, 23, dtype=torch.float64, generator=generator)
-pairs = torch.randint(40, (2, 70), generator=generator)
-torch.testing.assert_close(
-    edge_kernels.edge_products(one, other, pairs), edges.edge_products(one, other, pairs), rtol=0, atol=1e-12
-)
-for count, number in ((1, 0), (3, 1), (600, 500), (600, 2000)):
-    pairs = torch.randint(count, (2, number), generator=generator)
-    roots = torch.arange(count)
-    for share in (0.3, 0.7):
-        joined = torch.rand(number, generator=generator) < share
-        found = edge_kernels.join_components(roots, pairs, joined)
-        roots = edges.join_components(roots, pairs, joined)
-        assert torch.equal(found, roots), (count, number, share)
-print("equal")
-"""
-
-
-def test_the_kernels_give_the_same_by_their_interpreter(repository):
-    """What a GPU computes, by the interpreter that comes with Triton."""
-    pytest.importorskip("triton", reason="Triton, which comes with PyTorch for CUDA, is not there")
-    done = subprocess.run(
-        [sys.executable, "-c", KERNELS],
-        cwd=repository,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout == "equal\n", done.stderr[-3000:]
 
 
 def test_a_gpu_without_kernels_is_told_of_once(monkeypatch, caplog):

@@ -72,6 +72,10 @@ def test_extractor_is_attention_then_feed_forward_both_residual(grids, tokens):
     torch.testing.assert_close(extractor(pyramid, patches, grids), expected)
 
 
+def test_the_feed_forward_is_a_share_of_the_width():
+    assert make_extractor().ffn.fc1.weight.shape == (DIM // 4, DIM)
+
+
 def test_drop_path_drops_the_feed_forward_alone(grids, tokens):
     patches, pyramid = tokens
     extractor = make_extractor(drop_path_rate=0.999999)

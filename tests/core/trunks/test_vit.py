@@ -90,6 +90,7 @@ def test_drop_path_rises_to_the_last_block_and_sleeps_in_eval(make_vit):
         ("vit_bas_patch8_224", "near names: .*vit_base_patch8_224"),
         ("no such thing at all", "name must be a model that timm knows, got 'no such thing at all'"),
         ("resnet18", "plain ViT"),
+        ("resnet180", r"near names: (?!.*resnet1)"),
         ("swin_tiny_patch4_window7_224", "SwinTransformer.*no blocks"),
         ("vit_base_patch16_rope_mixed_224", "rotary positions of its own in every block"),
         ("deit_tiny_distilled_patch16_224", "a way of its own"),
