@@ -8,12 +8,15 @@ python tests/benchmarks/bm_memory.py record --count 10000 [--keep-all]
 "label" is the pseudo_masks command on generated pictures. "record" is the record of a run alone, with sixty scalars a
 step; --keep-all lets it keep them all, as Detectron2 does. The first fifth of a run is left out of the slope:
 allocators and caches fill there. Steps of an allocator make readings depend on their neighbours, so the slope is fitted
-to the means of 20 blocks, and its 95 % interval is that of the blocks. One line of JSON; Linux alone.
+to the means of 20 blocks, and its 95 % interval is that of the blocks. "heap" is the same of the bytes that are in use,
+which glibc counts: resident memory also holds the gaps between them, whose number wanders. One line of JSON; Linux
+alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -49,20 +52,45 @@ SMALLEST = {
 }
 
 
+class _MallocInfo(ctypes.Structure):
+    """What glibc's ``mallinfo2`` returns."""
+
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
+        *((name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")),
+    ]
+
+
+def count_heap() -> int:
+    """Bytes of the heap that are in use, those of blocks mapped one by one included; 0 without glibc 2.33 or later."""
+    call = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if call is None:
+        return 0
+    call.restype = _MallocInfo
+    info = call()
+    return int(info.uordblks + info.hblkhd)
+
+
 class Readings:
     """How much memory was resident after how many things; also line by line in a file, which a stopped run leaves."""
 
     def __init__(self, file: Path | None) -> None:
         self.done: list[int] = []
         self.used: list[int] = []
+        self.heap: list[int] = []
         self._file = file.open("w") if file else None
 
     def take(self, done: int) -> None:
         self.done.append(done)
         self.used.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+        self.heap.append(count_heap())
         if self._file:
-            self._file.write(f"{self.done[-1]},{self.used[-1]}\n")
+            self._file.write(f"{self.done[-1]},{self.used[-1]},{self.heap[-1]}\n")
             self._file.flush()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
 
 
 def fit_slope(done: list[int], bytes_used: list[int]) -> dict[str, float]:
@@ -188,9 +216,12 @@ def main(arguments: list[str] | None = None) -> int:
             measure_record(Path(folder), args.count, readings, keeps_all=args.keep_all)
         else:
             measure_labelling(Path(folder), args.count, args.side, readings)
+    readings.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = {"wall": round(time.perf_counter() - start), "cpu": round(time.process_time() - cpu)}
     figures = fit_slope(readings.done, readings.used) | {"peak_mib": round(peak, 2), "seconds": seconds}
+    if readings.heap[-1]:
+        figures["heap"] = fit_slope(readings.done, readings.heap)
     print(json.dumps({"what": args.what, "count": args.count} | figures), flush=True)
     return 0
 
