@@ -239,7 +239,7 @@ def select(nodes: BatchNodes, min_tokens: int) -> BatchNodes:
     index = take_first(chosen, int(counts.max()))
     sizes = torch.where(torch.gather(chosen, 1, index), torch.gather(nodes.sizes, 1, index), 0)
     number = torch.where(chosen, chosen.cumsum(dim=1) - 1, -1)
-    sums = take(nodes.sums, index) * (sizes > 0)[..., None]
+    sums = take(nodes.sums, index)  # the padding's too, which nothing reads
     return BatchNodes(counts, renumber(nodes.members, number), sizes, sums, take(nodes.features, index), True)
 
 

@@ -2,10 +2,9 @@
 """Triton kernels for the edges of a graph; Triton comes with PyTorch where it has CUDA. Called through :mod:`.edges`.
 
 They save what single tensor operations cost: copies of both rows of every edge, and rounds of label propagation with a
-question to the host after some. Both give the same result whatever the order in which the device works.
+question to the host after some. Both give the same result whatever the order in which the device works. No
+`from __future__ import annotations` here: older Tritons look for ``tl.constexpr`` itself.
 """
-
-from __future__ import annotations
 
 import torch
 import triton

@@ -140,6 +140,11 @@ def test_refuses_impossible_sizes(overrides, message):
         tiny(**overrides)
 
 
+def test_one_head_is_enough():
+    mask_features, _ = tiny(num_heads=1)(pyramid())
+    assert mask_features.isfinite().all()
+
+
 @pytest.mark.parametrize("channels", [(8, 8, 8), (8, 8, 8, 0), (8,) * 5, ()])
 def test_refuses_other_than_four_channel_counts(channels):
     with pytest.raises(

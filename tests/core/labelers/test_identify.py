@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from s2uniseg_d2.core.labelers.identify import Identifier, Weighting
-from s2uniseg_d2.core.labelers.supernodes import Region, merge, place_tokens
+from s2uniseg_d2.core.labelers.supernodes import Region, merge, place_tokens, select
 from s2uniseg_d2.core.labelers.voters import Voters
 from s2uniseg_d2.core.ops.components import connected_components
 
@@ -62,3 +62,39 @@ def test_a_threshold_on_a_similarity_goes_to_float64():
 def test_few_or_no_nodes_stay_alone():
     identifier, nodes, _ = make(0, merged=True)
     assert identifier.group_edges(nodes, torch.zeros(2, 0, dtype=torch.int64), 0.5).labels.tolist() == list(range(40))
+
+
+def test_one_node_is_a_group_without_a_look():
+    identifier, nodes, _ = make(0, merged=True)
+    alone = select(nodes, torch.tensor([7]))
+    assert identifier.group_pairs(alone, 0.5)[1:] == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["below", "above", "slack"])
+def test_doubt_about_the_spread_widens_its_bounds(name):
+    identifier, nodes, _ = make(1, merged=True)
+    pairs = torch.triu_indices(40, 40, 1)
+    gap = torch.linalg.vector_norm(nodes.means[pairs[0]] - nodes.means[pairs[1]], dim=1).double()
+    sure = identifier._voters.spread._replace(below=0.0, above=0.0, slack=0.0)
+    low, high = identifier._spread_bounds(nodes, pairs, gap, sure)
+    lower, higher = identifier._spread_bounds(nodes, pairs, gap, sure._replace(**{name: 0.01}))
+    assert (lower < low).sum() > 700 if name != "above" else torch.equal(lower, low)
+    assert (higher > high).sum() > 700 if name != "below" else torch.equal(higher, high)
+
+
+@pytest.mark.parametrize("name", ["below", "above", "slack"])
+def test_pairs_are_certain_only_as_far_as_the_spread_is(name):
+    identifier, nodes, similarity = make(2, merged=True)
+    tau = float(similarity[similarity < 0.999].quantile(0.8))
+    voters = identifier._voters
+    sure = voters.spread
+
+    def count() -> tuple[int, int]:
+        parts = list(identifier._screen_pairs(nodes, tau))
+        return sum(yes.shape[1] for yes, _ in parts), sum(yes.shape[1] + maybe.shape[1] for yes, maybe in parts)
+
+    certain, hopeful = count()
+    voters.__dict__["spread"] = sure._replace(**{name: 4.0})
+    fewer, more = count()
+    assert (fewer < certain) if name != "below" else (fewer == certain)
+    assert (more > hopeful) if name != "above" else (more == hopeful)

@@ -185,3 +185,11 @@ def test_a_direction_is_unknown_where_the_error_is_a_tenth_of_the_length():
     errors, lengths = torch.tensor([[0.05, 0.05, 0.5, 0.0], [1.0, 0.2, 1.0, 0.0]], dtype=torch.float64)
     found = module._direction_error(errors, lengths)
     torch.testing.assert_close(found, torch.tensor([0.055, 2.0, 2.0, 0.0], dtype=torch.float64))
+
+
+def test_each_float64_token_is_scaled_by_itself():
+    raw = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 2
+    scales = torch.tensor([1e-200, 1, 1e200, 1e-150, 1e150, 1], dtype=torch.float64)
+    scaled, plain = (Voters(x, torch.ones(6, dtype=torch.int64)) for x in (raw * scales, raw))
+    torch.testing.assert_close(scaled.rows, plain.rows)
+    torch.testing.assert_close(scaled.exact(slice(None)), plain.exact(slice(None)))

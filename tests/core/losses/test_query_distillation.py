@@ -150,3 +150,9 @@ def test_bad_centers_are_refused():
         Center(5, momentum=1.1)
     with pytest.raises(ValueError, match=r"teacher_logits must be \(m, 5\), got shape \(3, 4\)"):
         Center(5).update(torch.zeros(3, 4))
+
+
+def test_one_query_alone_moves_the_center_by_itself():
+    center, row = Center(5, momentum=0.9), logits(1)
+    center.update(row)
+    assert torch.allclose(center.center, 0.1 * row)

@@ -154,7 +154,7 @@ def test_frozen_blocks_neither_learn_nor_drop_paths_and_the_rest_does(make_vit, 
         vit.freeze(3)
 
 
-def test_a_fixed_grid_gives_the_same_tokens_and_holds_for_its_size_alone(make_vit, scatter_weights):
+def test_a_fixed_grid_gives_the_same_tokens_and_holds_for_its_size_alone(make_vit, scatter_weights, monkeypatch):
     vit = make_vit()
     scatter_weights(vit)
     size = vit.patch_size
@@ -163,4 +163,7 @@ def test_a_fixed_grid_gives_the_same_tokens_and_holds_for_its_size_alone(make_vi
     vit.fix_grid(3, 5)
     assert vit.grid_size == (3, 5)
     assert torch.equal(vit.embed(wide)[0], free)
+    with monkeypatch.context() as patch:
+        patch.setattr("s2uniseg_d2.core.trunks.vit.resample_abs_pos_embed", None)
+        assert torch.equal(vit.embed(wide)[0], free)  # without resampling
     assert vit.embed(tall)[0].shape[1] == 8 + vit.num_prefix_tokens

@@ -281,6 +281,16 @@ def test_no_trainable_parameter_is_left_without_gradient(make_adapter, changes):
 # ---- initial values -------------------------------------------------------------------------------------------------
 
 
+def test_published_sizes_are_the_defaults(make_vit):
+    adapter = ViTAdapter(make_vit(embed_dim=192, num_heads=6))
+    assert adapter.spm.conv3[0].weight.shape == (4 * 64, 2 * 64, 3, 3)
+    assert not adapter.interactions[0].recomputes
+    extractor = adapter.interactions[0].extractor
+    assert extractor.ffn.fc1.out_features == 192 // 4
+    assert extractor.attn.value_proj.out_features == 192 // 2
+    assert len(adapter.interactions[-1].extra_extractors) == 2
+
+
 @torch.no_grad()
 def test_published_initialisation(make_vit):
     adapter = ViTAdapter(make_vit(embed_dim=192, num_heads=6), zero_init="none")

@@ -296,3 +296,9 @@ def test_missing_files_and_folders_are_refused(tmp_path):
     for path in (tmp_path / "absent.pth", tmp_path):
         with pytest.raises(ValueError, match=r"path must name a checkpoint file, got .*, where there is no file"):
             read_trunk_checkpoint(path)
+
+
+def test_a_report_without_resampled_tensors_says_nothing_of_them():
+    report = WeightReport(loaded=("a",), missing=(), unexpected=(), mismatched=())
+    assert report.resampled == ()
+    assert "resampled" not in report.summary()
