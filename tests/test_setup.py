@@ -160,7 +160,8 @@ class TestRequirements:
         names = [pin.name.lower() for pin in pins if pin.marker is None or pin.marker.evaluate(environment)]
         assert len(names) == len(set(names))
         assert set(names) == {pin.name.lower() for pin in pins}
-        assert set(names) <= {pin.name.lower() for pin in read_pins(repository)}
+        # setuptools of those days builds with a package of its own
+        assert set(names) - {"wheel"} <= {pin.name.lower() for pin in read_pins(repository)}
 
 
 class TestSetup:

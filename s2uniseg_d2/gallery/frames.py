@@ -19,6 +19,7 @@ from .results import FOLDERS
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 _WEBCAM = "webcam:"
+_SILENT = 0  # OpenCV's level of logging
 
 
 class Frame(NamedTuple):
@@ -128,14 +129,15 @@ def _webcam_number(item: str) -> int:
 @contextmanager
 def _open(source: str | int) -> Iterator[cv2.VideoCapture]:
     # OpenCV tells its reasons on stderr, where they would tear the progress bar; ours follow
-    before = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    levels = getattr(cv2.utils, "logging", cv2)  # OpenCV 4.8 has these functions by themselves
+    before = levels.getLogLevel()
+    levels.setLogLevel(_SILENT)
     capture = cv2.VideoCapture(source)
     try:
         yield capture
     finally:
         capture.release()
-        cv2.utils.logging.setLogLevel(before)
+        levels.setLogLevel(before)
 
 
 def _count_frames(path: str, every: int) -> int:

@@ -10,6 +10,7 @@ import builtins
 import errno
 import io
 import os
+import pathlib
 import signal
 import time
 from pathlib import Path
@@ -57,6 +58,11 @@ class Disk:
         builtins.open = io.open = self.open
         for name in ("replace", "rename", "unlink", "remove", "mkdir", "rmdir"):
             setattr(os, name, self._watched(name, getattr(os, name)))
+            # pathlib of Python 3.10 keeps its own references
+            if hasattr(getattr(pathlib, "_NormalAccessor", None), name):
+                setattr(pathlib._NormalAccessor, name, staticmethod(getattr(os, name)))
+        if hasattr(pathlib, "_NormalAccessor"):
+            pathlib._NormalAccessor.open = staticmethod(self.open)
         sync = os.fsync
 
         def fsync(handle: int) -> None:

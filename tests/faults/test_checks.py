@@ -6,6 +6,7 @@ import builtins
 import io
 import json
 import os
+import pathlib
 import time
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def disk(tmp_path, monkeypatch):
         monkeypatch.setattr(place, "open", open)
     for name in ("replace", "rename", "unlink", "remove", "mkdir", "rmdir", "fsync"):
         monkeypatch.setattr(os, name, getattr(os, name))
+    accessor = getattr(pathlib, "_NormalAccessor", None)  # of Python 3.10
+    for name in ("open", "replace", "rename", "unlink", "mkdir", "rmdir") if accessor else ():
+        monkeypatch.setattr(accessor, name, staticmethod(getattr(accessor, name)))
 
     def make(**more):
         made = shim.Disk(str(tmp_path / "output"), shim.Trace(str(tmp_path / "trace.txt")), **more)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from s2uniseg_d2.data.pictures import read_picture
+from s2uniseg_d2.gallery import frames
 from s2uniseg_d2.gallery.frames import Frames
 from tests.camera import Camera, cut_video
 
@@ -142,3 +144,16 @@ def test_turned_pictures_stand_upright(tmp_path):
     Image.new("RGB", (20, 10)).save(tmp_path / "turned.jpg", exif=exif)
     (only,) = list(Frames([str(tmp_path)]))
     assert only.picture.shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_opencv_is_silent_while_a_video_is_open_and_as_before_after_it(monkeypatch, nested):
+    levels = []
+    logging = SimpleNamespace(getLogLevel=lambda: 3, setLogLevel=levels.append)
+    monkeypatch.setattr(cv2, "utils", SimpleNamespace(logging=logging) if nested else SimpleNamespace())
+    for name, function in vars(logging).items() if not nested else ():
+        monkeypatch.setattr(cv2, name, function, raising=False)
+    with frames._open("no such video.mp4") as capture:
+        assert not capture.isOpened()
+        assert levels == [0]
+    assert levels == [0, 3]

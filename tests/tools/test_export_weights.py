@@ -69,6 +69,8 @@ def read_metadata(path):
     return torch.load(path, weights_only=True)["metadata"]
 
 
+# It is Detectron2 that reads here, and PyTorch 2.4 to 2.5 warn of how.
+@pytest.mark.filterwarnings("ignore:You are using `torch.load` with `weights_only=False`:FutureWarning")
 @pytest.mark.parametrize("what", ["teacher-backbone", "student-backbone"])
 @pytest.mark.parametrize("place", ["in an FPN", "alone", "by its full name"])
 def test_detectron2_takes_the_encoder_and_sees_the_same(trained, tmp_path, what, place):
