@@ -264,13 +264,27 @@ def run_crop(case: tuple, folder: Path) -> object:
     return found
 
 
-CROPS = st.tuples(
+CROP_PARTS = (
     st.lists(SIDES, min_size=4, max_size=4) | st.lists(SIDES, max_size=5),
     st.lists(st.integers(4, 9), min_size=3, max_size=3) | st.lists(st.integers(0, 3), max_size=4),
     st.tuples(st.integers(0, 8), st.integers(1, 8)),
     st.booleans(),
-    st.sampled_from([torch.bool, torch.bool, torch.float32]),
+    st.sampled_from([torch.bool, torch.float32]),
 )
+
+
+@st.composite
+def crops(draw: st.DrawFn) -> tuple:
+    """A box that lies in a grid, or one with a part of it at random."""
+    rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    left, top = draw(st.floats(0, 0.75)) * columns, draw(st.floats(0, 0.75)) * rows
+    right, bottom = left + draw(st.floats(0.05, 0.25)) * columns, top + draw(st.floats(0.05, 0.25)) * rows
+    size = draw(st.tuples(st.integers(1, 8), st.integers(1, 8)))
+    case = [[left, top, right, bottom], [draw(st.integers(0, 4)), rows, columns], size, draw(st.booleans()), torch.bool]
+    spoilt = draw(st.none() | st.sampled_from(range(len(case))))
+    if spoilt is not None:
+        case[spoilt] = draw(CROP_PARTS[spoilt])
+    return tuple(case)
 
 
 def run_views(case: dict, folder: Path) -> object:
@@ -312,6 +326,6 @@ TARGETS = [
     Target("pickles", pickles(), run_pickle, 90),
     Target("feature maps", feature_maps(), run_uniap, 60),
     Target("masks to embed", regions(), run_regions, 40),
-    Target("boxes", CROPS, run_crop, 60),
+    Target("boxes", crops(), run_crop, 60),
     Target("views", VIEWS, run_views, 40),
 ]
