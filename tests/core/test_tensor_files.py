@@ -40,6 +40,13 @@ def test_a_few_values_of_a_large_shape_take_no_memory(tmp_path):
     assert broken_tensors(read_tensor_file(tmp_path / "w")) == ["a"]
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_each_of_the_few_values_of_a_large_shape_is_looked_at(place):
+    few = torch.ones(3)
+    few[place] = NAN
+    assert broken_tensors({"a": few.as_strided((2**20, 3), (0, 1))}) == ["a"]
+
+
 def test_a_part_of_a_larger_storage_stands_for_itself():
     whole = torch.tensor([NAN, 1.0, 2.0])
     assert broken_tensors({"a": whole[1:]}) == []

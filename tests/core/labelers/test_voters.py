@@ -108,6 +108,7 @@ def test_group_means_bound_the_disagreement_from_below(monkeypatch, grid):
     below = voters.bound_disagreement_below(voters.rows, ends)
     truth = voters.disagreement(voters.exact(slice(None)), ends)[0]
     assert (below <= truth).all()
+    assert below.dtype == torch.float64
     assert grid is None or below.mean() > 0.7 * truth.mean()
 
 

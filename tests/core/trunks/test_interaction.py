@@ -72,6 +72,11 @@ def test_extractor_is_attention_then_feed_forward_both_residual(grids, tokens):
     torch.testing.assert_close(extractor(pyramid, patches, grids), expected)
 
 
+def test_every_norm_has_the_vits_epsilon():
+    norms = [part for part in make_extractor().modules() if isinstance(part, torch.nn.LayerNorm)]
+    assert [norm.eps for norm in norms] == [1e-6] * 3
+
+
 def test_the_feed_forward_is_a_share_of_the_width():
     assert make_extractor().ffn.fc1.weight.shape == (DIM // 4, DIM)
 

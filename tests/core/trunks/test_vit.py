@@ -167,3 +167,16 @@ def test_a_fixed_grid_gives_the_same_tokens_and_holds_for_its_size_alone(make_vi
         patch.setattr("s2uniseg_d2.core.trunks.vit.resample_abs_pos_embed", None)
         assert torch.equal(vit.embed(wide)[0], free)  # without resampling
     assert vit.embed(tall)[0].shape[1] == 8 + vit.num_prefix_tokens
+
+
+def test_a_block_may_be_the_only_one(make_vit):
+    vit = make_vit(depth=1).eval()
+    assert vit.depth == 1
+    assert vit(torch.zeros(1, 3, vit.patch_size, vit.patch_size)).isfinite().all()
+
+
+def test_rotary_positions_leave_prefix_and_patches_in_one_sequence():
+    vit = TimmViT("vit_small_patch16_dinov3.lvd1689m", embed_dim=32, depth=1, num_heads=2).eval()
+    tokens, grid = vit.embed(torch.zeros(2, 3, 2 * vit.patch_size, 3 * vit.patch_size))
+    assert grid == (2, 3)
+    assert tokens.shape == (2, vit.num_prefix_tokens + 6, 32)

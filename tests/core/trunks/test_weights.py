@@ -253,7 +253,12 @@ def test_several_vits_in_one_file_are_refused(source, save):
         read_trunk_checkpoint(path, branch="student")
 
 
-def test_the_first_of_many_foreign_objects_are_named(save):
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_the_first_of_many_foreign_objects_are_named(tmp_path, protocol):
+    def save(content):
+        torch.save(content, tmp_path / "weights.pth", pickle_protocol=protocol)
+        return str(tmp_path / "weights.pth")
+
     foreign = [fractions.Fraction(1), datetime.timedelta(1), uuid.UUID(int=1), decimal.Decimal(1)]
     with pytest.raises(ValueError, match=r"fractions\.Fraction, datetime\.timedelta, uuid\.UUID and 1 more: objects"):
         read_trunk_checkpoint(save({"model": foreign}))
