@@ -88,7 +88,7 @@ def _walk(node: ast.AST, statement: ast.stmt) -> Iterator[tuple[ast.AST, ast.stm
         if _is_left_alone(node, field):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and not _is_docstring(child) and not _is_for_types(child):
+            if isinstance(child, ast.AST) and not _never_runs(child):
                 here = child if isinstance(child, ast.stmt) else statement
                 yield child, here
                 yield from _walk(child, here)
@@ -98,6 +98,15 @@ def _is_left_alone(node: ast.AST, field: str) -> bool:
     if isinstance(node, ast.Raise):
         return True
     return field in ("annotation", "returns", "decorator_list", "format_spec")
+
+
+def _never_runs(node: ast.AST) -> bool:
+    return _is_docstring(node) or _is_for_types(node) or _is_kernel(node)
+
+
+def _is_kernel(node: ast.AST) -> bool:
+    """Triton reads a kernel from the text of its file: what is changed in memory is not what runs."""
+    return isinstance(node, ast.FunctionDef) and "triton.jit" in map(ast.unparse, node.decorator_list)
 
 
 def _is_docstring(node: ast.AST) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 
-from s2uniseg_d2.core.tensor_files import broken_tensors, read_tensor_file, refuse_broken
+from s2uniseg_d2.core.tensor_files import broken_tensors, file_digest, read_tensor_file, refuse_broken
+from tests.exploits import WEIGHT_FILES
 
 NAN, INF = float("nan"), float("inf")
 
@@ -66,3 +69,16 @@ def test_the_first_are_named():
     with pytest.raises(ValueError, match=r"file w holds NaN or infinity in 4 of 5 tensors \(0, 1, 2\): the training"):
         refuse_broken({str(i): torch.tensor(NAN if i < 4 else 1.0) for i in range(5)}, "file w")
     refuse_broken({"a": torch.ones(2)}, "file w")
+
+
+def test_the_digest_is_of_the_whole_file(tmp_path):
+    content = bytes(range(256)) * 5000  # more than one block
+    (tmp_path / "w").write_bytes(content)
+    assert file_digest(tmp_path / "w") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    (tmp_path / "w").write_bytes(WEIGHT_FILES["torchscript"](tmp_path / "touched"))
+    with pytest.raises(ValueError, match="TorchScript archive, which holds a program"):
+        read_tensor_file(tmp_path / "w")
+    assert not (tmp_path / "touched").exists()

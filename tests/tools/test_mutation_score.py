@@ -41,6 +41,11 @@ def test_every_place_is_found_once_and_words_and_types_are_left_alone():
     assert sorts == sorted(wanted)
 
 
+def test_kernels_that_triton_reads_from_their_file_are_left_alone():
+    source = "@triton.jit\ndef kernel(a):\n    return a + 1\n\n\n@other\ndef plain(a):\n    return a + 1\n"
+    assert {mutant.line for mutant in find_mutants(source)} == {8}
+
+
 def test_each_mutant_differs_from_the_source_in_its_own_way():
     plain = ast.unparse(ast.parse(SOURCE))
     changed = [ast.unparse(apply_mutant(SOURCE, mutant.number)) for mutant in find_mutants(SOURCE)]

@@ -98,3 +98,13 @@ def test_pairs_are_certain_only_as_far_as_the_spread_is(name):
     fewer, more = count()
     assert (fewer < certain) if name != "below" else (fewer == certain)
     assert (more > hopeful) if name != "above" else (more == hopeful)
+
+
+def test_float32_comparisons_carry_its_rounding():
+    identifier, nodes, _ = make(3, merged=True)
+    edges = torch.tensor([[0, 4], [1, 9]])
+    errors = nodes.errors[edges].sum(dim=0)
+    _, slack, _ = identifier._compare(nodes, edges)
+    torch.testing.assert_close(slack, errors + identifier._voters.rounding, rtol=0, atol=1e-12)
+    _, slack, _ = identifier._compare(nodes, edges, torch.float64)
+    torch.testing.assert_close(slack, errors, rtol=0, atol=1e-12)

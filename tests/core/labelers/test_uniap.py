@@ -223,7 +223,10 @@ def test_settings_out_of_range_are_named(settings_, message):
 
 
 def test_presets_are_the_threshold_rows_of_table_3():
-    assert UniAPConfig().taus == TAU_PRESETS["paper"] == (0.8, 0.7, 0.6, 0.5, 0.4)
+    config = UniAPConfig()
+    assert config.taus == TAU_PRESETS["paper"] == (0.8, 0.7, 0.6, 0.5, 0.4)
+    assert (config.sigma, config.omega_f, config.omega_s, config.min_tokens) == (0.07, 0.6, 0.4, 5)
+    assert (config.voter_pool, config.until_stable, config.max_masks, config.drop_whole) == (1, False, 1000, True)
     ends = {name: (taus[0], taus[-1], len(taus)) for name, taus in TAU_PRESETS.items()}
     assert ends == {"paper": (0.8, 0.4, 5), "fine": (0.9, 0.1, 9), "low": (0.5, 0.1, 5)}
     for taus in TAU_PRESETS.values():
