@@ -86,7 +86,7 @@ def test_one_picture_is_told_in_the_singular(weights, pictures, tmp_path, capsys
     words = ("--input", pictures / "0.png", pictures / "0.png", "--weights", weights, "--output", tmp_path / "out")
     assert call(*words, "--task", "panoptic") == 0
     assert capsys.readouterr().out.startswith("1 picture, ")
-    assert caplog.messages == ["1 picture named again, counted once"]
+    assert "1 picture named again, counted once" in caplog.messages
     assert ">1 picture, " in (tmp_path / "out" / "index.html").read_text()
 
 

@@ -59,7 +59,7 @@ def test_two_ranks_share_counts_and_centre(tmp_path, repository: Path):
     ]
     try:
         for worker in workers:
-            _, errors = worker.communicate(timeout=120)
+            _, errors = worker.communicate(timeout=300)
             assert worker.returncode == 0, errors.decode()
     finally:
         for worker in workers:
