@@ -193,6 +193,19 @@ def test_things_stay_apart_and_stuff_of_one_class_merges():
     assert panoptic[:, 0].tolist() == [1, 1, 2, 2, 3, 3, 3, 3]
 
 
+def test_thresholds_may_be_nought_and_one():
+    found = [
+        panoptic_inference(
+            regions(TOP), objects([9.0, 0.0]), torch.tensor([0]), *NONE, object_threshold=0.0, overlap_threshold=value
+        )[1]
+        for value in (0.0, 1.0)
+    ]
+    assert [len(segments) for segments in found] == [1, 1]
+    for name in ("object_threshold", "overlap_threshold"):
+        with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\], got 1\.1"):
+            panoptic_inference(regions(TOP), objects([9.0, 0.0]), torch.tensor([0]), *NONE, **{name: 1.1})
+
+
 def test_no_query_above_the_threshold_leaves_void():
     for rows in ([UNSURE, UNSURE], [[0.0, 0.0], [0.0, 0.0]]):  # exactly at a threshold of 0.5 is not above it
         panoptic, segments = panoptic_inference(

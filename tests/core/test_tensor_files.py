@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,3 +84,11 @@ def test_a_torchscript_archive_is_named(tmp_path):
     with pytest.raises(ValueError, match="TorchScript archive, which holds a program"):
         read_tensor_file(tmp_path / "w")
     assert not (tmp_path / "touched").exists()
+
+
+def test_arrays_of_a_pickle_become_tensors(tmp_path):
+    content = {"model": {"a": np.arange(3.0, dtype=">f4"), "names": ["x"]}, "epoch": 2}
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(content))
+    found = read_tensor_file(tmp_path / "w.pkl")
+    assert torch.equal(found["model"]["a"], torch.arange(3.0))
+    assert (found["model"]["names"], found["epoch"]) == (["x"], 2)

@@ -194,3 +194,13 @@ def test_each_float64_token_is_scaled_by_itself():
     scaled, plain = (Voters(x, torch.ones(6, dtype=torch.int64)) for x in (raw * scales, raw))
     torch.testing.assert_close(scaled.rows, plain.rows)
     torch.testing.assert_close(scaled.exact(slice(None)), plain.exact(slice(None)))
+
+
+def test_summed_affinities_are_as_uncertain_as_their_tokens_reach():
+    voters, _, _ = make_voters(40, 16)
+    queries, length = voters.rows[:1] / 0.07, torch.ones(1, dtype=torch.float64)
+    near, far = torch.full((1,), 1 / 0.07).double(), torch.full((1,), 100 / 0.07).double()
+    summed = [float(voters._election_error(queries, reach, length, True)) for reach in (near, far)]
+    direct = [float(voters._election_error(queries, reach, length, False)) for reach in (near, far)]
+    # Each of a summed region's tokens brings the rounding of its own inner products.
+    assert summed[1] - summed[0] > 1.5 * (direct[1] - direct[0]) > 0

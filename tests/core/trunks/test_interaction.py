@@ -56,6 +56,7 @@ def test_injector_starts_as_the_identity_and_moves_with_gamma(grids, tokens):
     patches, pyramid = tokens
     injector = Injector(DIM, num_heads=2, num_points=3, value_ratio=0.5)
     assert torch.equal(injector(patches, pyramid, grids), patches)
+    assert injector.attn.sampling_offsets.out_features == 2 * 3 * 3 * 2  # heads, levels, points, axes
     torch.nn.init.ones_(injector.gamma)
     read = injector.attn(injector.query_norm(patches), grids.patch_points, injector.feat_norm(pyramid), grids.pyramid)
     torch.testing.assert_close(injector(patches, pyramid, grids), patches + read)
