@@ -41,6 +41,17 @@ def test_pooling_map_is_the_enlarged_plain_vit(
     assert torch.equal(adapter.pooling_features(images, stride=16), expected)
 
 
+def test_what_the_adapter_has_learnt_is_added_to_the_pooling_map(make_adapter):
+    adapter = make_adapter(zero_init="none").eval()
+    torch.nn.init.ones_(adapter.up.bias)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        learnt = adapter._stride4_map(adapter._encode(images))
+        assert learnt.abs().mean() > 0.5
+        expected = enlarge(adapter.pooling_features(images, stride=16)) + learnt
+        torch.testing.assert_close(adapter.pooling_features(images), expected)
+
+
 def test_pooling_map_is_the_plain_vit_of_a_loaded_dino_checkpoint(
     make_vit, make_adapter, scatter_weights, timm_token_map, tmp_path
 ):
