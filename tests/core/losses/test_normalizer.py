@@ -11,6 +11,7 @@ import torch
 from s2uniseg_d2.core.losses.normalizer import mean_over_ranks
 
 WORKER = """
+import os
 import sys
 import torch
 from torch import distributed
@@ -34,7 +35,7 @@ center.update(mine, is_last=False)  # the parts of a step count together
 center.update(mine[:1])
 expected = (rows.sum(0, keepdim=True) + rows[:2].sum(0, keepdim=True)) / 6
 assert torch.allclose(center.center, expected), center.center
-distributed.destroy_process_group()
+os._exit(0)  # to leave the group in order hangs now and then under PyTorch 2.4, once the other rank is gone
 """
 
 
