@@ -214,9 +214,9 @@ def merge(nodes: BatchNodes, roots: Tensor, voters: BatchVoters, region: Region 
     before = take_first(first, most)
     waiting = torch.gather(fresh, 1, before)
     merged = BatchNodes(counts, renumber(nodes.members, slot), sizes, sums, take(nodes.features, before), True, waiting)
-    return merged if region is None else merged._replace(
-        features=vote(merged, waiting, changed, voters, region), waiting=None
-    ), slot
+    if region is not None:
+        merged = merged._replace(features=vote(merged, waiting, changed, voters, region), waiting=None)
+    return merged, slot
 
 
 def vote(nodes: BatchNodes, waiting: Tensor, most: int, voters: BatchVoters, region: Region) -> Tensor:
