@@ -176,7 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not names:
         parser.error(f"--only must be a part of one of {', '.join(FAULTS)}, got {args.only!r}")
     args.output.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="runs_", dir=args.output))
+    # the commands work in folders of their own
+    folder = Path(tempfile.mkdtemp(prefix="runs_", dir=args.output.resolve()))
     found = soak(folder, names, args.injections, args.seed, args.jobs, args.faults_per_run, args.minutes)
     (args.output / "faults.json").write_text(json.dumps(found, indent=1))
     (args.output / "faults.md").write_text(table(found))
