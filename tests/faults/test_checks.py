@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.faults import shim
+from tests.faults import shim, soak
 from tests.faults.injections import FAULTS, Fault, Injection, MissedError
 from tests.faults.runs import Run, damages, differences, steps_done, steps_kept
 from tests.faults.soak import inject, table
@@ -183,3 +183,12 @@ def test_a_path_outside_of_the_folder_does_not_count(run, disk):
     assert not made.is_ours(run.folder / "a")
     assert not made.is_ours(3)
     assert not made.is_ours(Path(f"{run.output}_other"))
+
+
+def test_the_long_form_gives_its_runs_an_absolute_folder(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(soak, "soak", lambda folder, *words: folders.append(folder) or (folder / "data").mkdir() or [])
+    assert soak.main(["--output", "out", "--injections", "1"]) == 0
+    assert folders[0].is_absolute()
+    assert (tmp_path / "out" / "faults.md").is_file()
