@@ -60,6 +60,8 @@ LARGEST = {"greedy": 64, "scan": 64, "cuts": 60, "ward": 128}
 WARM_SIDE = 4
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 MIB = 2**20
+# The largest block of which glibc learns: half of what it keeps at most at the top of the heap.
+HEAP_MIB = 31
 
 
 def measure(call: Callable[[], object], repeats: int, device: torch.device) -> tuple[Line, object]:
@@ -74,6 +76,15 @@ def measure(call: Callable[[], object], repeats: int, device: torch.device) -> t
         cpu_seconds.append(time.process_time() - cpu_start)
     times = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
     return {"seconds": times, "cpu_seconds_min": min(cpu_seconds)}, result
+
+
+def settle_heap() -> None:
+    """Let the C library keep what is freed, as it does once a process freed a large tensor, such as an encoder's.
+
+    Before that, glibc returns the top of the heap to the system after each call and asks for it again in the next, a
+    page at a time; how often depends on the sizes that happened to be freed before, so that timings would not compare.
+    """
+    torch.empty(HEAP_MIB * MIB, dtype=torch.uint8)
 
 
 def time_uniap(features: torch.Tensor, repeats: int) -> Line:
@@ -214,6 +225,7 @@ def run_case(path: Path) -> Line:
     """Run one case in this process."""
     case = torch.load(path, weights_only=True)
     torch.set_num_threads(case["threads"])
+    settle_heap()
     method, repeats = case["method"], case["repeats"]
     if method in ("uniap", "batch"):
         features = case.pop("features").to(case["device"])

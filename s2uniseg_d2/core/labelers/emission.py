@@ -79,15 +79,21 @@ class _KindCollector:
         kept = torch.zeros(sizes.numel(), dtype=torch.bool, device=device)
         # Stable: among equally large masks the finer layer and the earlier token win.
         kept[sizes.argsort(descending=True, stable=True)[: self._config.max_masks]] = True
-        masks, embeddings, levels = [], [], []
+        masks = torch.zeros(int(kept.sum()), *self._grid, dtype=torch.bool, device=device)
+        embeddings, levels, first = [], [], 0
         parts = torch.split(kept, [len(index) for _, index in self.found])
         for level, (part, (nodes, index), labels) in enumerate(zip(parts, self.found, self._layers, strict=True)):
-            full = torch.zeros(int(part.sum()), *self._grid, dtype=torch.bool, device=device)
-            full[:, : labels.shape[0], : labels.shape[1]] = labels == index[part, None, None]
-            masks.append(full)
-            embeddings.append(nodes.features[index[part]])
-            levels.append(torch.full((full.shape[0],), level, dtype=torch.int64, device=device))
-        return PseudoMasks(torch.cat(masks), torch.cat(embeddings).view(-1, width), torch.cat(levels))
+            chosen = index[part]
+            # Each token is written once a layer; the last number is for the tokens of no mask.
+            place = torch.full((nodes.sizes.numel() + 1,), -1, device=device)
+            place[chosen] = torch.arange(first, first + len(chosen), device=device)
+            mask_of_token = place[labels]
+            row, column = (mask_of_token >= 0).nonzero().T
+            masks[mask_of_token[row, column], row, column] = True
+            embeddings.append(nodes.features[chosen])
+            levels.append(torch.full((len(chosen),), level, dtype=torch.int64, device=device))
+            first += len(chosen)
+        return PseudoMasks(masks, torch.cat(embeddings).view(-1, width), torch.cat(levels))
 
 
 def find_repeats(labels: Tensor, count: int, sizes: Tensor, old_labels: Tensor, old_sizes: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 # Nearest up-sampling of ViT tokens (stride 16) to the stride-4 map repeats each token in blocks of 4 x 4.
 BLOCK_SIDES = (4, 2)
 PROBE_CHANNELS = 8
+# Nodes that are compared with their neighbours at a time.
+BAND = 1024
 
 
 class TokenGraph(NamedTuple):
@@ -67,6 +69,25 @@ def build_token_graph(tokens: Tensor) -> TokenGraph:
         (block_rows, block_columns),
         side,
     )
+
+
+def compare_neighbours(rows: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the inner products ``(e,)`` of adjacent nodes of a grid, in the order of :attr:`TokenGraph.edges`.
+
+    Args:
+        rows: ``(s, d)`` features of the nodes, row by row of the grid.
+        grid: rows and columns.
+    """
+    # Slices of the grid, in bands that stay in the cache: gathered rows of each edge would cost some times more.
+    nodes = rows.view(*grid, -1)
+    right, down = rows.new_empty(grid[0], grid[1] - 1), rows.new_empty(grid[0] - 1, grid[1])
+    height = max(1, BAND // grid[1])
+    for top in range(0, grid[0], height):
+        band = nodes[top : top + height]
+        right[top : top + height] = torch.linalg.vecdot(band[:, :-1], band[:, 1:])
+        below = nodes[top + 1 : top + 1 + height]
+        down[top : top + height] = torch.linalg.vecdot(band[: len(below)], below)
+    return torch.cat([right.flatten(), down.flatten()])
 
 
 def contract_edges(edges: Tensor, labels: Tensor, count: int) -> Tensor:

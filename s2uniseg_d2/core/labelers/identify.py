@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s2uniseg_d2.core.labelers.spread import Spread
+from s2uniseg_d2.core.labelers.spread import CoarseSpread, TightSpread
 from s2uniseg_d2.core.labelers.supernodes import (
     Region,
     Supernodes,
@@ -64,16 +64,19 @@ class Identifier:
         self._weighting = weighting
         self._region = region
 
-    def group_edges(self, nodes: Supernodes, edges: Tensor, tau: float) -> Identification:
+    def group_edges(
+        self, nodes: Supernodes, edges: Tensor, tau: float, cosines: Tensor | None = None
+    ) -> Identification:
         """Return the components of the edges with S ≥ τ.
 
         Args:
             nodes: s nodes.
             edges: ``(2, e)`` int64 candidate pairs.
             tau: threshold.
+            cosines: ``(e,)`` float32 inner products of the voters' rows that single tokens have, if they are known.
         """
         tau -= TIE
-        feature, slack, gap = self._compare(nodes, edges)
+        feature, slack, gap = self._compare(nodes, edges, cosines=cosines)
         # |D·F_k| ≤ ‖D‖ bounds Eq. 2 before anything is known of the other tokens.
         lowest, highest = self._bracket(feature, slack, torch.zeros_like(gap), gap)
         labels = connected_components(edges[:, lowest >= tau], nodes.sizes.numel())
@@ -101,7 +104,10 @@ class Identifier:
         """Yield the certain and the open pairs (i < j) of one block of rows after the other, by matrix products."""
         rounding = self._voters.rounding
         squares = torch.linalg.vecdot(nodes.means.double(), nodes.means.double())
-        projected = None if self._voters.are_few else self._project(nodes)
+        spread = None if self._voters.are_few else self._voters.spread
+        if spread is not None:
+            echo = multiply(nodes.means, spread.matrix)
+            reaches = torch.linalg.vecdot(nodes.means.double(), echo.double())
         weight_f, weight_s = self._weighting
         for start in range(0, nodes.sizes.numel(), PAIR_ROWS):
             rows = slice(start, start + PAIR_ROWS)
@@ -116,32 +122,25 @@ class Identifier:
             inner = (nodes.means[rows] @ nodes.means[start:].T)[i, j]
             gap = (squares[a] + squares[b] - 2 * inner).clamp_min_(0).add_(8 * rounding).sqrt_()
             narrowest, widest = torch.zeros_like(gap), gap
-            if projected is not None:
-                projections, reaches = projected
-                inner = (projections[rows] @ projections[start:].T)[i, j]
-                reach, spread = (reaches[a] + reaches[b] - 2 * inner).clamp_min_(0), self._voters.spread
-                widest = torch.minimum((reach + 8 * spread.slack + spread.above * gap.square()).sqrt_(), gap)
-                narrowest = (reach - 8 * spread.slack - spread.below * gap.square()).clamp_min_(0) / gap
+            if spread is not None:
+                inner = (nodes.means[rows] @ echo[start:].T)[i, j]
+                reach = (reaches[a] + reaches[b] - 2 * inner).clamp_min_(0)
+                doubt = 8 * rounding * spread.norm + spread.error * gap.square()
+                widest = torch.minimum((reach + doubt).sqrt_(), gap)
+                narrowest = (reach - doubt).clamp_min_(0) / gap
             feature = cosines[i, j].double()
             lowest, highest = self._bracket(feature, slack, narrowest, widest)
             pairs = torch.stack([a, b])
             yield pairs[:, lowest >= tau], pairs[:, (lowest < tau) & (highest >= tau)]
 
-    def _project(self, nodes: Supernodes) -> tuple[Tensor, Tensor]:
-        """The nodes' means on the basis of the tight bounds, and their squared norms in float64."""
-        projections = multiply(nodes.means, self._voters.spread.basis)
-        return projections, torch.linalg.vecdot(projections.double(), projections.double())
-
     def _compare(
-        self, nodes: Supernodes, edges: Tensor, dtype: torch.dtype = torch.float32
+        self, nodes: Supernodes, edges: Tensor, dtype: torch.dtype = torch.float32, cosines: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return Eq. 1 of each edge, computed in ``dtype``, a bound on its error, and one on ‖U_i − U_j‖, float64."""
         rounding = self._voters.rounding
-        known = self._voters.affinities if nodes.sums is None else None
         gap = torch.empty(edges.shape[1], dtype=torch.float64, device=edges.device)
-        # The cosines of single tokens are among their affinities.
-        feature = torch.empty_like(gap) if known is None else known[edges[0], edges[1]].double()
-        for start in range(0, edges.shape[1] if known is None else 0, EDGE_CHUNK):
+        feature = torch.empty_like(gap) if cosines is None else cosines.double()
+        for start in range(0, edges.shape[1] if cosines is None else 0, EDGE_CHUNK):
             part = slice(start, start + EDGE_CHUNK)
             i, j = edges[:, part]
             feature[part] = torch.linalg.vecdot(nodes.features[i].to(dtype), nodes.features[j].to(dtype))
@@ -171,10 +170,10 @@ class Identifier:
         open_ = _OpenEdges(labels, edges, {"feature": feature, "slack": slack, "gap": gap}, tau)
         # Few voters are asked at once: bounds on what they would say cost more. So do coarse bounds of few edges.
         if len(open_) > COARSE_FROM * self._voters.width and not self._voters.are_few:
-            low, high = self._spread_bounds(nodes, open_.edges, open_["gap"], self._voters.coarse_spread)
+            low, high = self._spread_bounds(nodes, open_, self._voters.coarse_spread)
             open_.sift(*self._bracket(open_["feature"], open_["slack"], low, high))
         if len(open_) and not self._voters.are_few:
-            low, high = self._spread_bounds(nodes, open_.edges, open_["gap"], self._voters.spread)
+            low, high = self._spread_bounds(nodes, open_, self._voters.spread)
             low = torch.maximum(low, self._voters.bound_disagreement_below(nodes.means, open_.edges))
             open_.sift(*self._bracket(open_["feature"], open_["slack"], low, high))
         undecided = len(open_)
@@ -209,23 +208,13 @@ class Identifier:
         votes, error = self._voters.disagreement(means, ends, exact=False)
         open_.sift(*self._bracket(feature, slack, votes - error, votes + error))
 
-    def _spread_bounds(self, nodes: Supernodes, edges: Tensor, gap: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
+    def _spread_bounds(
+        self, nodes: Supernodes, open_: _OpenEdges, spread: CoarseSpread | TightSpread
+    ) -> tuple[Tensor, Tensor]:
         """Bound Σ_k w_k |D·F_k| by D·C·D / ‖D‖ from below (as |D·F_k| ≤ ‖D‖) and by sqrt(D·C·D) from above (Jensen)."""
-        means, ends = used_rows(nodes.means, edges)
-        # The projections of the nodes serve all their edges; with fewer edges than nodes the differences are fewer.
-        projections = multiply(means, spread.basis) if means.shape[0] <= edges.shape[1] else None
-        reach = torch.empty_like(gap)
-        for start in range(0, edges.shape[1], EDGE_CHUNK):
-            i, j = ends[:, start : start + EDGE_CHUNK]
-            apart = (
-                projections[i] - projections[j]
-                if projections is not None
-                else multiply(means[i] - means[j], spread.basis)
-            )
-            reach[start : start + EDGE_CHUNK] = torch.linalg.vector_norm(apart, dim=1)
-        squared_gap = gap.square()
-        low = ((reach - spread.slack).clamp_min(0).square() - spread.below * squared_gap).clamp_min(0) / gap
-        return low, torch.minimum(((reach + spread.slack).square() + spread.above * squared_gap).sqrt(), gap)
+        gap = open_["gap"]
+        least, most = spread.bound(*used_rows(nodes.means, open_.edges), gap)
+        return least / gap, torch.minimum(most.sqrt(), gap)
 
     def _exact_similarity(self, nodes: Supernodes, edges: Tensor) -> Tensor:
         """Eq. 3 in float64."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s2uniseg_d2.core.labelers.rounding import gamma
+from s2uniseg_d2.core.labelers.rounding import UNIT, gamma
 from s2uniseg_d2.core.ops.products import multiply
 
 # Steps of subspace iteration; more of them tighten the coarse bounds, which hold after any number.
@@ -25,7 +25,8 @@ GUESS_GROWTH = 1.5
 # More than rounding can hide in float64 products and factors of matrices with norms of about 1 and some thousand rows.
 HIDDEN = 1e-11
 # Columns of C that are computed at a time, from the diagonal on.
-BLOCK = 256
+BLOCK = 128
+EDGE_CHUNK = 512
 
 
 class Moments(NamedTuple):
@@ -35,7 +36,43 @@ class Moments(NamedTuple):
     error: float
 
 
-class Spread(NamedTuple):
+class TightSpread(NamedTuple):
+    """Bounds on D·C·D from C itself.
+
+    Attributes:
+        matrix: ``(d, d)`` float32, C rounded.
+        norm: not below the Frobenius norm of ``matrix``.
+        error: bound on the spectral norm of the error of ``matrix``.
+        rounding: of an inner product, in float32, of two vectors no longer than 1, the errors of U included.
+    """
+
+    matrix: Tensor
+    norm: float
+    error: float
+    rounding: float
+
+    def bound(self, means: Tensor, ends: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what D·C·D with D = means[i] − means[j] lies between, ``(e,)`` float64 each.
+
+        Args:
+            means: ``(n, d)`` float32, of length 1 at most.
+            ends: ``(2, e)`` int64 pairs of rows of ``means``.
+            gap: ``(e,)`` float64, not below ‖D‖.
+        """
+        # The products of the nodes with C serve all their edges; with fewer edges than nodes the differences are fewer.
+        echo = multiply(means, self.matrix) if means.shape[0] <= ends.shape[1] else None
+        square = torch.empty_like(gap)
+        for start in range(0, ends.shape[1], EDGE_CHUNK):
+            i, j = ends[:, start : start + EDGE_CHUNK]
+            apart = means[i] - means[j]
+            other = multiply(apart, self.matrix) if echo is None else echo[i] - echo[j]
+            square[start : start + EDGE_CHUNK] = torch.linalg.vecdot(apart, other)
+        # The errors of both sides of the last product reach it times the length of the other one.
+        slack = self.norm * self.rounding * gap * (2.1 + gap) + self.error * gap.square()
+        return (square - slack).clamp_min_(0), square.clamp_min(0).add_(slack)
+
+
+class CoarseSpread(NamedTuple):
     """Bounds on D·C·D: with r = ‖D·basis‖, r² − below·‖D‖² ≤ D·C·D ≤ r² + above·‖D‖² for every vector D.
 
     Attributes:
@@ -50,6 +87,17 @@ class Spread(NamedTuple):
     above: float
     slack: float
 
+    def bound(self, means: Tensor, ends: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`TightSpread.bound`."""
+        projections = multiply(means, self.basis)
+        reach = torch.empty_like(gap)
+        for start in range(0, ends.shape[1], EDGE_CHUNK):
+            i, j = ends[:, start : start + EDGE_CHUNK]
+            reach[start : start + EDGE_CHUNK] = torch.linalg.vector_norm(projections[i] - projections[j], dim=1)
+        squared_gap = gap.square()
+        least = (reach - self.slack).clamp_min_(0).square_() - self.below * squared_gap
+        return least.clamp_min_(0), (reach + self.slack).square_() + self.above * squared_gap
+
 
 def measure_moments(rows: Tensor, weights: Tensor, chunk: int) -> Moments:
     """Return C.
@@ -62,16 +110,13 @@ def measure_moments(rows: Tensor, weights: Tensor, chunk: int) -> Moments:
     total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
     # Equal weights, the usual case, are applied once at the end.
     common = float(weights[0]) if bool((weights == weights[0]).all()) else None
-    # Reused by every chunk: fresh memory for each costs more than the copy.
-    columns = torch.empty(rows.shape[1] * min(chunk, rows.shape[0]), device=rows.device)
     for start in range(0, rows.shape[0], chunk):
         part = rows[start : start + chunk]
-        turned = columns[: part.numel()].view(part.T.shape).copy_(part.T)
         if common is None:
-            turned *= weights[start : start + chunk].sqrt()
+            part = part * weights[start : start + chunk, None].sqrt()
         for first in range(0, rows.shape[1], BLOCK):
-            # C is symmetric: the blocks below the diagonal are left out.
-            total[first : first + BLOCK, first:] += multiply(turned[first : first + BLOCK], turned[first:].T)
+            # C is symmetric: the blocks below the diagonal are left out. PyTorch's product takes parts as they lie.
+            total[first : first + BLOCK, first:] += part[:, first : first + BLOCK].T @ part[:, first:]
     matrix = total.triu() + total.triu(1).T
     if common is not None:
         matrix *= common
@@ -79,20 +124,20 @@ def measure_moments(rows: Tensor, weights: Tensor, chunk: int) -> Moments:
     return Moments(matrix, 1.5 * gamma(min(chunk, rows.shape[0]) + 14))
 
 
-def bound_spread(moments: Moments, rounding: float) -> Spread:
-    """Return the tight bounds, from all of C by its Cholesky factor; ``basis`` is ``(d, d)``.
+def bound_spread(moments: Moments, rounding: float) -> TightSpread:
+    """Return the tight bounds.
 
     Args:
         moments: C.
-        rounding: of an inner product of two vectors no longer than 1, the entries of U and their errors included.
+        rounding: of an inner product, in float32, of two vectors no longer than 1, the errors of U included.
     """
-    shifted = moments.matrix.clone()
-    shifted.diagonal().add_(moments.error)
-    basis = torch.linalg.cholesky(shifted)
-    return Spread(basis.float(), 2 * moments.error, 0.0, _projection_slack(basis, rounding))
+    matrix = moments.matrix.float()
+    # Rounding C changes no entry by more than a unit of it.
+    norm = 1.001 * float(torch.linalg.matrix_norm(moments.matrix))
+    return TightSpread(matrix, norm, moments.error + 1.01 * UNIT * norm, rounding)
 
 
-def bound_spread_coarsely(moments: Moments, start: Tensor, rounding: float) -> Spread:
+def bound_spread_coarsely(moments: Moments, start: Tensor, rounding: float) -> CoarseSpread:
     """Return cheap bounds, from the leading directions of C and the most that the others can add.
 
     Orthonormal Q from a few steps of subspace iteration splits C into QᵀCQ = Λ with smallest entry θ, the cross term
@@ -103,13 +148,15 @@ def bound_spread_coarsely(moments: Moments, start: Tensor, rounding: float) -> S
 
     Args:
         moments: C.
-        start: ``(d, n)`` float64, n ≤ d, directions to start from; any will do.
+        start: ``(d, n)`` float32, n ≤ d, directions to start from; any will do.
         rounding: as for :func:`bound_spread`.
     """
     matrix = moments.matrix
-    q = torch.linalg.qr(start).Q
+    # Any directions will do, so that float32 finds them; from here on all is float64.
+    single, q = matrix.float(), start
     for _ in range(COARSE_STEPS):
-        q = torch.linalg.qr(matrix @ q).Q
+        q = torch.linalg.qr(single @ q).Q
+    q = torch.linalg.qr(q.double()).Q
     image = matrix @ q
     values, vectors = torch.linalg.eigh(q.T @ image)
     q, image = q @ vectors, image @ vectors
@@ -119,7 +166,7 @@ def bound_spread_coarsely(moments: Moments, start: Tensor, rounding: float) -> S
     basis = q * (values - least).clamp_min(0).sqrt()
     below = ((least**2 + 4 * overlap) ** 0.5 - least) / 2 + HIDDEN
     above = _bound_top_eigenvalue(matrix - basis @ basis.T, ABOVE_GUESS * float(values[len(values) // 4]))
-    return Spread(basis.float(), below + moments.error, above + moments.error, _projection_slack(basis, rounding))
+    return CoarseSpread(basis.float(), below + moments.error, above + moments.error, _projection_slack(basis, rounding))
 
 
 def _projection_slack(basis: Tensor, rounding: float) -> float:

@@ -16,7 +16,7 @@ from s2uniseg_d2.core.labelers.batched import select as select_batch
 from s2uniseg_d2.core.labelers.batched_emission import BatchCollector
 from s2uniseg_d2.core.labelers.batched_identify import BatchIdentifier
 from s2uniseg_d2.core.labelers.emission import MaskCollector
-from s2uniseg_d2.core.labelers.graph import build_token_graph, contract_edges
+from s2uniseg_d2.core.labelers.graph import build_token_graph, compare_neighbours, contract_edges
 from s2uniseg_d2.core.labelers.identify import Identification, Identifier, Weighting
 from s2uniseg_d2.core.labelers.rounding import full_float32
 from s2uniseg_d2.core.labelers.supernodes import Region, Supernodes, complete, merge, place_tokens, select
@@ -240,11 +240,13 @@ class UniAP:
             voters = voters.pool(self.config.voter_pool // graph.side)
         identifier = Identifier(voters, Weighting(self.config.omega_f, self.config.omega_s), self._region)
         nodes, edges = place_tokens(voters), graph.edges
+        cosines: Tensor | None = compare_neighbours(voters.tokens.rows, graph.grid)
         before = graph.node_of_token.numel()  # that equal tokens of a block are one node already is a merge as well
         for tau in self.config.taus:
             steps = []
             while True:
-                steps.append(identifier.group_edges(nodes, edges, tau))
+                steps.append(identifier.group_edges(nodes, edges, tau, cosines))
+                cosines = None
                 labels = steps[-1].labels
                 count = int(labels.max()) + 1
                 nodes = merge(nodes, labels, count, voters, self._region)

@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 
 from s2uniseg_d2.core.labelers.rounding import UNIT, gamma
-from s2uniseg_d2.core.labelers.rows import ROW_CHUNK, SHORT_SUM, SHORTEST, normalise_rows, sum_rows
-from s2uniseg_d2.core.labelers.spread import Moments, Spread, bound_spread, bound_spread_coarsely, measure_moments
+from s2uniseg_d2.core.labelers.rows import ROW_CHUNK, SHORT_SUM, normalise_rows, sum_rows
+from s2uniseg_d2.core.labelers.spread import (
+    CoarseSpread,
+    Moments,
+    TightSpread,
+    bound_spread,
+    bound_spread_coarsely,
+    measure_moments,
+)
+from s2uniseg_d2.core.labelers.votes import PARTS, even_slices, slices, sum_products, vote_error, vote_in_parts
+from s2uniseg_d2.core.ops.buffers import empty
 from s2uniseg_d2.core.ops.products import multiply
 
 # Float32 votes that come no nearer to the exact ones, by the rounding of their logits alone, are no embeddings.
@@ -21,17 +30,22 @@ EMBEDDING_ROUNDING = 4e-6
 # Float32 factors of a binary exponent up to this size keep all their digits.
 DIGITS_KEPT = 100
 VOTER_CHUNK = 2048
+# Voters that are read in float64 at a time: they stay in the cache between their conversion and their products.
+DOUBLE_CHUNK = 512
 QUERY_CHUNK = 512
+ELECTION_CHUNK = 640
 # Voters per channel up to which no bounds are made.
 FEW = 1.5
+# Norm of queries up to which exponentials of logits and their sums keep within float32 without a shift.
+LONGEST_STEADY = 40.0
+# Queries up to which reading the voters takes longer than computing.
+FEW_QUERIES = 16
 # Directions of the coarse bounds.
 COARSE_RANK = 64
 # Groups of neighbouring voters whose means bound Eq. 2 from below, about.
 GROUPS = 256
-# Largest number of values of F that are kept in float64 once they were asked for, 128 MiB.
-MOST_KEPT = 2**24
-# Parts of a float32 sum of products, added up afterwards: the fewer terms in a row, the smaller the certain error.
-PARTS = 4
+# Rows of F Fᵀ that are computed at a time, from the diagonal on.
+AFFINITY_BLOCK = 256
 # Units by which a row may be off in norm.
 ROW_ERROR = 3
 # Units by which rows and means of rows may be off in norm: rounding, and the sum of SHORT_SUM rows.
@@ -70,8 +84,8 @@ class Voters:
             raw = raw / raw.abs().amax(dim=0)
         self._set(raw, sizes, grid or (1, k))
         self._inverse_norms = torch.empty(k, dtype=torch.float64, device=raw.device)
-        self.rows = torch.empty(k, d, dtype=torch.float32, device=raw.device).copy_(self._raw.t())
-        for part in _slices(k, ROW_CHUNK):
+        self.rows = empty((k, d), torch.float32, raw.device).copy_(self._raw.t())
+        for part in slices(k, ROW_CHUNK):
             exact = self.rows[part].double() if raw.dtype != torch.float64 else self._raw[:, part].t()
             inverse = self._inverse_norms[part] = torch.linalg.vecdot(exact, exact).rsqrt()
             if raw.dtype != torch.float64 and bool((inverse.abs().log2().abs() < DIGITS_KEPT).all()):
@@ -98,7 +112,7 @@ class Voters:
         count = grid[0] * grid[1]
         sums = torch.zeros(count, self.width, dtype=torch.float64, device=self.rows.device)
         sizes = torch.zeros(count, dtype=torch.int64, device=self.rows.device).index_add_(0, labels, self.sizes)
-        for part in _slices(len(self), ROW_CHUNK):
+        for part in slices(len(self), ROW_CHUNK):
             sums.index_add_(0, labels[part], self.exact(part) * self.sizes[part, None])
         means = sums / sizes[:, None]
         pooled = Voters.__new__(Voters)
@@ -133,7 +147,16 @@ class Voters:
         """
         if not self.are_few or self._tokens is not None:
             return None
-        return multiply(self.rows, self.rows.T)
+        products = torch.empty(len(self), len(self), device=self.rows.device)
+        for first in range(0, len(self), AFFINITY_BLOCK):
+            # F Fᵀ is symmetric: the blocks left of the diagonal are copied.
+            last = first + AFFINITY_BLOCK
+            block = products[first:last, first:] = sum_products(
+                [columns[first:last] for columns in self._width_parts],
+                [columns[first:] for columns in self._width_parts],
+            )
+            products[last:, first:last] = block[:, AFFINITY_BLOCK:].T
+        return products
 
     @property
     def tokens(self) -> Voters:
@@ -150,35 +173,33 @@ class Voters:
         """Return the chosen rows of F in float64."""
         return self._raw[:, index].t().double() * self._inverse_norms[index, None]
 
+    def _parts(self, vectors: Tensor) -> list[slice]:
+        """The chunks of voters that meet vectors of this type at a time."""
+        return slices(len(self), VOTER_CHUNK if vectors.dtype == torch.float32 else min(VOTER_CHUNK, DOUBLE_CHUNK))
+
     def _rows_for(self, vectors: Tensor, part: slice, exact: bool) -> Tensor:
         if vectors.dtype == torch.float32:
             return self.rows[part]
         if exact:
             return self.exact(part)
-        if self.rows.numel() <= MOST_KEPT:
-            return self._double_rows[part]
         rows = self.rows[part]
         return self._double_chunk[: rows.shape[0]].copy_(rows)
 
     @cached_property
-    def _double_rows(self) -> Tensor:
-        return self.rows.double()
-
-    @cached_property
     def _double_chunk(self) -> Tensor:
         # Reused by every chunk: fresh memory for each costs more than the conversion.
-        return torch.empty(min(VOTER_CHUNK, len(self)), self.width, dtype=torch.float64, device=self.rows.device)
+        return torch.empty(min(DOUBLE_CHUNK, len(self)), self.width, dtype=torch.float64, device=self.rows.device)
 
     @cached_property
-    def spread(self) -> Spread:
+    def spread(self) -> TightSpread:
         """Tight bounds on the voters' spread, made when first asked for."""
         return bound_spread(self._moments, self.rounding)
 
     @cached_property
-    def coarse_spread(self) -> Spread:
+    def coarse_spread(self) -> CoarseSpread:
         """Cheap bounds on the voters' spread, made when first asked for."""
         start = torch.linspace(0, len(self) - 1, min(COARSE_RANK, self.width), device=self.rows.device).long()
-        return bound_spread_coarsely(self._moments, self.rows[start].double().T, self.rounding)
+        return bound_spread_coarsely(self._moments, self.rows[start].T, self.rounding)
 
     @cached_property
     def _moments(self) -> Moments:
@@ -222,7 +243,8 @@ class Voters:
         for first in range(0, ends.shape[1], QUERY_CHUNK):
             i, j = ends[:, first : first + QUERY_CHUNK]
             total[first : first + QUERY_CHUNK] = (affinities[i] - affinities[j]).abs_() @ weights
-        return total, 3 * self.rounding + gamma(len(self) + 2) * total
+        rounding = gamma(self._short_width + PARTS + 2 * VECTOR_ERROR + 4)
+        return total, 3 * rounding + gamma(len(self) + 2) * total
 
     def disagreement(self, means: Tensor, ends: Tensor, exact: bool = True) -> tuple[Tensor, Tensor]:
         """Return Σ_k w_k |D·F_k| with D = means[i] − means[j] for every pair (Eq. 2 without "1 −").
@@ -240,7 +262,7 @@ class Voters:
         # The affinities of the nodes serve all their pairs; with fewer pairs than nodes the differences are fewer.
         by_node = means.shape[0] <= ends.shape[1]
         total = means.new_zeros(ends.shape[1], dtype=torch.float64)
-        for part in _slices(len(self), VOTER_CHUNK):
+        for part in self._parts(means):
             rows = self._rows_for(means, part, exact)
             weights = self.weights[part].to(means.dtype)
             votes = multiply(means, rows.T) if by_node else None
@@ -273,7 +295,7 @@ class Voters:
             reach = torch.zeros(queries.shape[0], dtype=torch.float64, device=queries.device)
         parts = [
             self._elect_chunk(queries[part], reach[part], None if logits is None else logits[part], exact)
-            for part in _slices(len(queries), QUERY_CHUNK)
+            for part in even_slices(len(queries), ELECTION_CHUNK)
         ]
         if not parts:
             return queries, queries.new_zeros(0, dtype=torch.float64)
@@ -281,87 +303,76 @@ class Voters:
 
     def _elect_chunk(self, queries: Tensor, reach: Tensor, known: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
         single = queries.dtype == torch.float32
-        peak = queries.new_full((queries.shape[0], 1), -torch.inf, dtype=torch.float64)
+        norms = torch.linalg.vector_norm(queries, dim=1, dtype=torch.float64)
+        # No logit exceeds the norm of its query.
+        steady = bool((norms <= LONGEST_STEADY).all())
+        peak = queries.new_full((queries.shape[0], 1), 0.0 if steady else -torch.inf, dtype=torch.float64)
         mass = torch.zeros_like(peak)
         vote = torch.zeros(queries.shape, dtype=torch.float64, device=queries.device)
-        for part in _slices(len(self), VOTER_CHUNK):
+        for part in self._parts(queries):
             rows = self._rows_for(queries, part, exact)
             if known is not None:
-                logits = known[:, part]
+                logits = known[:, part].clone()
             else:
                 logits = self._compare_in_parts(queries, part) if single else multiply(queries, rows.T)
-            top = torch.maximum(peak, logits.amax(dim=1, keepdim=True).double())
-            ballots = (logits - top.to(logits.dtype)).exp_()
+            if not steady:
+                top = torch.maximum(peak, logits.amax(dim=1, keepdim=True).double())
+                logits -= top.to(logits.dtype)
+                fade = (peak - top).exp_()
+                mass *= fade
+                vote *= fade
+                peak = top
+            ballots = logits.exp_()
             if not self._weigh_alike:
-                ballots *= self.weights[part].to(logits.dtype)
-            fade = (peak - top).exp()
-            mass = mass * fade + ballots.sum(dim=1, keepdim=True)
-            vote = vote * fade + (_vote_in_parts(ballots, rows) if single else multiply(ballots, rows))
-            peak = top
-        elected = normalise_rows(vote / mass)
-        length = torch.linalg.vector_norm(vote / mass, dim=1)
+                ballots *= self.weights[part].to(ballots.dtype)
+            mass += ballots.sum(dim=1, keepdim=True)
+            vote += vote_in_parts(ballots, rows, VOTER_CHUNK // PARTS) if single else multiply(ballots, rows)
+        vote /= mass
+        elected, length = normalise_rows(vote), torch.linalg.vector_norm(vote, dim=1)
         if single:
             # Known logits are sums of the products of single tokens, whose errors count in full where tokens differ.
-            return elected.float(), self._election_error(queries, reach, length, is_summed=known is not None)
+            terms = (self._part_width(queries) if known is None else self._short_width) + PARTS
+            logit_error = gamma(terms + 6) * (norms if known is None else reach) + VECTOR_ERROR * UNIT * reach
+            return elected.float(), self._election_error(norms, logit_error, length)
         if exact:
             return elected, torch.zeros_like(length)
-        norms = torch.linalg.vector_norm(queries, dim=1)
-        return elected, _direction_error(torch.expm1(ROW_ERROR * UNIT * (norms + reach)) + ROW_ERROR * UNIT, length)
+        ballot = torch.expm1(ROW_ERROR * UNIT * (norms + reach))
+        return elected, vote_error(ballot, ROW_ERROR * UNIT, VOTER_CHUNK, length)
 
     def _compare_in_parts(self, queries: Tensor, part: slice) -> Tensor:
         """Inner products in float32 as sums over parts of the width: the fewer terms in a row, the smaller the error.
 
-        Near ties go to float64, and there are as many of them as that error is large.
+        Near ties go to float64, and there are as many of them as that error is large. Of few queries there are few, and
+        reading the voters' parts would cost more than the products.
         """
-        logits = queries.new_zeros(())
-        for some, columns in zip(torch.split(queries, self._part_width, dim=1), self._width_parts, strict=True):
-            product = multiply(some, columns[part].T)
-            logits = product if logits.dim() == 0 else logits.add_(product)
-        return logits
+        if self._part_width(queries) == self.width:
+            return multiply(queries, self.rows[part].T)
+        return sum_products(
+            torch.split(queries, self._part_width(queries), dim=1), [columns[part] for columns in self._width_parts]
+        )
+
+    def _part_width(self, queries: Tensor) -> int:
+        return self.width if queries.shape[0] <= FEW_QUERIES else self._short_width
 
     @property
-    def _part_width(self) -> int:
+    def _short_width(self) -> int:
         return -(-self.width // PARTS)
 
     @cached_property
     def _width_parts(self) -> list[Tensor]:
         # Copies: products of parts of a wider matrix are slow.
-        return [columns.contiguous() for columns in torch.split(self.rows, self._part_width, dim=1)]
+        parts = torch.split(self.rows, self._short_width, dim=1)
+        buffer = empty((self.rows.numel(),), self.rows.dtype, self.rows.device)
+        copies = torch.split(buffer, [part.numel() for part in parts])
+        return [copy.view(part.shape).copy_(part) for copy, part in zip(copies, parts, strict=True)]
 
-    def _election_error(self, queries: Tensor, reach: Tensor, length: Tensor, is_summed: bool) -> Tensor:
-        """Bound the error of float32 votes whose average has length ``length``."""
-        norms = torch.linalg.vector_norm(queries.double(), dim=1)
-        # Logits: queries, rows and an inner product; then the subtraction (logits lie within the queries' norms),
-        # exp (a few units) and the token weight.
-        if is_summed:
-            logit = (gamma(self.width + 6) + VECTOR_ERROR * UNIT) * reach
-        else:
-            logit = gamma(self._part_width + PARTS + 6) * norms + VECTOR_ERROR * UNIT * reach
-        ballot = torch.expm1(logit + 2.1 * UNIT * norms + 8 * UNIT)
+    def _election_error(self, norms: Tensor, logit_error: Tensor, length: Tensor) -> Tensor:
+        """Bound the error of float32 votes of queries of these norms whose average has length ``length``."""
+        # A shift of the logits (they lie within the queries' norms), exp (a few units) and the token weight.
+        ballot = torch.expm1(logit_error + 2.1 * UNIT * norms + 8 * UNIT)
         terms = gamma(min(VOTER_CHUNK // PARTS, len(self)) + PARTS + 6)
-        error = (ballot + terms * (1 + ballot)) / (1 - ballot).clamp_min(0.1)
-        good = (ballot < 0.1) & (UNIT * norms < EMBEDDING_ROUNDING * length)
-        return torch.where(good, _direction_error(error, length) + 2 * UNIT, 2.0)
-
-
-def _direction_error(error: Tensor, length: Tensor) -> Tensor:
-    """How far off a vector's direction may be when the vector, of that length, is off by ``error``; 2 if anything."""
-    relative = error / length.clamp_min(SHORTEST)
-    # Unit vectors at a relative distance below 0.1 are at most 1.1 times that far apart.
-    return torch.where(relative < 0.1, 1.1 * relative, 2.0)
-
-
-def _vote_in_parts(ballots: Tensor, rows: Tensor) -> Tensor:
-    """Return ballots @ rows in float32 as the sum over PARTS parts of a full chunk's voters."""
-    size = VOTER_CHUNK // PARTS
-    vote = multiply(ballots[:, :size], rows[:size])
-    for start in range(size, rows.shape[0], size):
-        vote += multiply(ballots[:, start : start + size], rows[start : start + size])
-    return vote
-
-
-def _slices(count: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, count, size)]
+        good = UNIT * norms < EMBEDDING_ROUNDING * length
+        return torch.where(good, (vote_error(ballot, terms, VOTER_CHUNK, length) + 2 * UNIT).clamp_max(2), 2.0)
 
 
 def used_rows(means: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:

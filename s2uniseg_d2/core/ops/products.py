@@ -6,9 +6,13 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-# Multiplications from which the other library pays: it prepares a kernel for each new shape.
-WORTHWHILE = 2**21
+# Multiplications from which the other library pays.
+WORTHWHILE = 2**18
+# It prepares a kernel for each new shape, which takes about a millisecond: numbers of rows are rounded up, so that few
+# shapes come up.
+ROW_STEP = 16
 _PROBE = (64, 512, 48)
 
 
@@ -32,7 +36,9 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
     m = b.shape[1]
     if a.dtype != torch.float32 or a.device.type != "cpu" or n * k * m < WORTHWHILE or not _prefers_linear():
         return a @ b
-    return _apply_linear(_packed(a), _packed(b))
+    missing = -n % ROW_STEP
+    product = _apply_linear(functional.pad(a, (0, 0, 0, missing)) if missing else _packed(a), _packed(b))
+    return product[:n]
 
 
 def _apply_linear(a: Tensor, b: Tensor) -> Tensor:

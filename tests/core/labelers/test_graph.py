@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from s2uniseg_d2.core.labelers.graph import build_token_graph, contract_edges
+from s2uniseg_d2.core.labelers import graph as module
+from s2uniseg_d2.core.labelers.graph import build_token_graph, compare_neighbours, contract_edges
 
 
 def pairs(edges: torch.Tensor) -> set[tuple[int, int]]:
@@ -76,3 +77,12 @@ def test_the_identity_keeps_the_grid_and_one_group_keeps_nothing():
     assert pairs(contract_edges(edges, torch.arange(9), 9)) == pairs(edges)
     assert contract_edges(edges, torch.zeros(9, dtype=torch.int64), 1).shape == (2, 0)
     assert contract_edges(edges[:, :0], torch.arange(9), 9).shape == (2, 0)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (5, 1), (7, 4)])
+@pytest.mark.parametrize("band", [1, 8, 1000])
+def test_neighbours_are_compared_in_the_order_of_the_edges(monkeypatch, grid, band):
+    monkeypatch.setattr(module, "BAND", band)
+    rows = torch.randn(grid[0] * grid[1], 6, generator=torch.Generator().manual_seed(0))
+    i, j = build_token_graph(rows.T.reshape(6, *grid)).edges
+    assert torch.allclose(compare_neighbours(rows, grid), (rows[i] * rows[j]).sum(1), atol=1e-6)

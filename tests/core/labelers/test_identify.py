@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from s2uniseg_d2.core.labelers.identify import Identifier, Weighting
+from s2uniseg_d2.core.labelers.identify import Identifier, Weighting, _OpenEdges
 from s2uniseg_d2.core.labelers.supernodes import Region, merge, place_tokens, select
 from s2uniseg_d2.core.labelers.voters import Voters
 from s2uniseg_d2.core.ops.components import connected_components
@@ -27,6 +27,12 @@ def make(seed: int, merged: bool) -> tuple[Identifier, object, torch.Tensor]:
     affinity = means @ rows.T
     spread = (affinity[:, None] - affinity).abs().mean(-1)
     return Identifier(voters, Weighting(0.6, 0.4), REGION), nodes, 0.6 * features @ features.T + 0.4 * (1 - spread)
+
+
+def open_pairs(nodes):
+    pairs = torch.triu_indices(40, 40, 1)
+    gap = torch.linalg.vector_norm(nodes.means[pairs[0]] - nodes.means[pairs[1]], dim=1).double()
+    return _OpenEdges(torch.arange(40), pairs, {"gap": gap}, 0.5)
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -71,18 +77,28 @@ def test_one_node_is_a_group_without_a_look():
 
 
 @pytest.mark.parametrize("name", ["below", "above", "slack"])
-def test_doubt_about_the_spread_widens_its_bounds(name):
+def test_doubt_about_the_coarse_spread_widens_its_bounds(name):
     identifier, nodes, _ = make(1, merged=True)
-    pairs = torch.triu_indices(40, 40, 1)
-    gap = torch.linalg.vector_norm(nodes.means[pairs[0]] - nodes.means[pairs[1]], dim=1).double()
-    sure = identifier._voters.spread._replace(below=0.0, above=0.0, slack=0.0)
-    low, high = identifier._spread_bounds(nodes, pairs, gap, sure)
-    lower, higher = identifier._spread_bounds(nodes, pairs, gap, sure._replace(**{name: 0.01}))
+    open_ = open_pairs(nodes)
+    sure = identifier._voters.coarse_spread._replace(below=0.0, above=0.0, slack=0.0)
+    low, high = identifier._spread_bounds(nodes, open_, sure)
+    lower, higher = identifier._spread_bounds(nodes, open_, sure._replace(**{name: 0.01}))
     assert (lower < low).sum() > 700 if name != "above" else torch.equal(lower, low)
     assert (higher > high).sum() > 700 if name != "below" else torch.equal(higher, high)
 
 
-@pytest.mark.parametrize("name", ["below", "above", "slack"])
+@pytest.mark.parametrize("name", ["norm", "error", "rounding"])
+def test_doubt_about_the_spread_widens_its_bounds(name):
+    identifier, nodes, _ = make(1, merged=True)
+    open_ = open_pairs(nodes)
+    sure = identifier._voters.spread
+    low, high = identifier._spread_bounds(nodes, open_, sure)
+    lower, higher = identifier._spread_bounds(nodes, open_, sure._replace(**{name: 1e3 * getattr(sure, name)}))
+    assert (lower < low).sum() > 700
+    assert (higher > high).sum() > 700
+
+
+@pytest.mark.parametrize("name", ["norm", "error"])
 def test_pairs_are_certain_only_as_far_as_the_spread_is(name):
     identifier, nodes, similarity = make(2, merged=True)
     tau = float(similarity[similarity < 0.999].quantile(0.8))
@@ -94,10 +110,10 @@ def test_pairs_are_certain_only_as_far_as_the_spread_is(name):
         return sum(yes.shape[1] for yes, _ in parts), sum(yes.shape[1] + maybe.shape[1] for yes, maybe in parts)
 
     certain, hopeful = count()
-    voters.__dict__["spread"] = sure._replace(**{name: 4.0})
+    voters.__dict__["spread"] = sure._replace(**{name: 4e4 if name == "norm" else 4.0})
     fewer, more = count()
-    assert (fewer < certain) if name != "below" else (fewer == certain)
-    assert (more > hopeful) if name != "above" else (more == hopeful)
+    assert fewer < certain
+    assert more > hopeful
 
 
 def test_float32_comparisons_carry_its_rounding():

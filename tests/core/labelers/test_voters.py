@@ -80,21 +80,19 @@ def test_chunks_do_not_matter(monkeypatch):
     queries = rows[:7] / 0.07
     expected = make_voters(90, 6)[0].elect(queries)[0]
     monkeypatch.setattr(module, "VOTER_CHUNK", 8)
-    monkeypatch.setattr(module, "QUERY_CHUNK", 2)
+    monkeypatch.setattr(module, "ELECTION_CHUNK", 2)
     assert torch.allclose(make_voters(90, 6)[0].elect(queries)[0], expected, atol=1e-14, rtol=0)
     assert weights.sum() == pytest.approx(1)
 
 
-def test_rows_that_are_too_many_to_keep_in_double_are_converted_chunk_by_chunk(monkeypatch):
-    monkeypatch.setattr(module, "VOTER_CHUNK", 8)  # 90 rows: the last chunk is a shorter one
-    (kept, rows, _), (voters, _, _) = make_voters(90, 6), make_voters(90, 6)
+def test_rows_are_converted_to_double_chunk_by_chunk(monkeypatch):
+    (whole, rows, _), (voters, _, _) = make_voters(90, 6), make_voters(90, 6)
     ends = torch.randint(7, (2, 20), generator=torch.Generator().manual_seed(1))
-    expected = kept.elect(rows[:7] / 0.07, exact=False)[0], kept.disagreement(rows[:7], ends, exact=False)[0]
-    monkeypatch.setattr(module, "MOST_KEPT", 90 * 6 - 1)
-    assert torch.equal(voters.elect(rows[:7] / 0.07, exact=False)[0], expected[0])
-    assert torch.equal(voters.disagreement(rows[:7], ends, exact=False)[0], expected[1])
+    expected = whole.elect(rows[:7] / 0.07, exact=False)[0], whole.disagreement(rows[:7], ends, exact=False)[0]
+    monkeypatch.setattr(module, "DOUBLE_CHUNK", 8)  # 90 rows: the last chunk is a shorter one
+    assert torch.allclose(voters.elect(rows[:7] / 0.07, exact=False)[0], expected[0], atol=1e-14, rtol=0)
+    assert torch.allclose(voters.disagreement(rows[:7], ends, exact=False)[0], expected[1], atol=1e-14, rtol=0)
     assert voters._double_chunk.shape == (8, 6)
-    assert "_double_rows" not in vars(voters)
 
 
 @pytest.mark.parametrize("grid", [(20, 25), None])
@@ -182,12 +180,6 @@ def test_only_few_single_voters_know_their_affinities():
     assert make_voters(60, 24)[0].pool(2).affinities is None
 
 
-def test_a_direction_is_unknown_where_the_error_is_a_tenth_of_the_length():
-    errors, lengths = torch.tensor([[0.05, 0.05, 0.5, 0.0], [1.0, 0.2, 1.0, 0.0]], dtype=torch.float64)
-    found = module._direction_error(errors, lengths)
-    torch.testing.assert_close(found, torch.tensor([0.055, 2.0, 2.0, 0.0], dtype=torch.float64))
-
-
 def test_each_float64_token_is_scaled_by_itself():
     raw = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 2
     scales = torch.tensor([1e-200, 1, 1e200, 1e-150, 1e150, 1], dtype=torch.float64)
@@ -198,9 +190,38 @@ def test_each_float64_token_is_scaled_by_itself():
 
 def test_summed_affinities_are_as_uncertain_as_their_tokens_reach():
     voters, _, _ = make_voters(40, 16)
-    queries, length = voters.rows[:1] / 0.07, torch.ones(1, dtype=torch.float64)
-    near, far = torch.full((1,), 1 / 0.07).double(), torch.full((1,), 100 / 0.07).double()
-    summed = [float(voters._election_error(queries, reach, length, True)) for reach in (near, far)]
-    direct = [float(voters._election_error(queries, reach, length, False)) for reach in (near, far)]
+    queries = voters.rows[:1] / 0.07
+    logits, (near, far) = queries @ voters.rows.T, (torch.full((1,), reach / 0.07).double() for reach in (1, 100))
+    summed = [float(voters.elect(queries, reach, logits=logits)[1]) for reach in (near, far)]
+    direct = [float(voters.elect(queries, reach)[1]) for reach in (near, far)]
     # Each of a summed region's tokens brings the rounding of its own inner products.
     assert summed[1] - summed[0] > 1.5 * (direct[1] - direct[0]) > 0
+
+
+@pytest.mark.parametrize("width", [32, 30])
+def test_affinities_are_the_products_of_all_voters(monkeypatch, width):
+    monkeypatch.setattr(module, "AFFINITY_BLOCK", 9)
+    voters = make_voters(37, width)[0]
+    assert torch.allclose(voters.affinities, voters.rows @ voters.rows.T, atol=1e-6)
+    assert torch.equal(voters.affinities[9:18, 18:], voters.affinities[18:, 9:18].T)
+
+
+def test_long_queries_elect_as_short_ones_do_where_both_can(monkeypatch):
+    voters, _, _ = make_voters(300, 64)
+    queries = voters.rows[:20] / 0.07
+    plain = voters.elect(queries)
+    monkeypatch.setattr(module, "LONGEST_STEADY", 0.0)
+    shifted = make_voters(300, 64)[0].elect(queries)
+    assert torch.allclose(plain[0], shifted[0], atol=1e-6)
+    assert torch.equal(voters.elect(queries * 100)[0].isfinite().all(), torch.tensor(True))
+
+
+def test_few_queries_promise_less(monkeypatch):
+    voters, rows, _ = make_voters(300, 256)
+    queries = (rows[:20] / 0.07).float()
+    many = voters.elect(queries)[1]
+    monkeypatch.setattr(module, "FEW_QUERIES", 20)
+    few, bound = voters.elect(queries)
+    assert (bound > 1.2 * many).all()
+    truth = voters.elect(rows[:20] / 0.07)[0]
+    assert (torch.linalg.vector_norm(few - truth, dim=1) <= bound).all()
