@@ -103,15 +103,15 @@ class Identifier:
     def _screen_pairs(self, nodes: Supernodes, tau: float) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the certain and the open pairs (i < j) of one block of rows after the other, by matrix products."""
         rounding = self._voters.rounding
-        squares = torch.linalg.vecdot(nodes.means.double(), nodes.means.double())
+        squares = torch.linalg.vecdot(nodes.means, nodes.means).double()
         spread = None if self._voters.are_few else self._voters.spread
         if spread is not None:
             echo = multiply(nodes.means, spread.matrix)
-            reaches = torch.linalg.vecdot(nodes.means.double(), echo.double())
+            reaches = torch.linalg.vecdot(nodes.means, echo).double()
         weight_f, weight_s = self._weighting
         for start in range(0, nodes.sizes.numel(), PAIR_ROWS):
             rows = slice(start, start + PAIR_ROWS)
-            cosines = nodes.features[rows] @ nodes.features[start:].T
+            cosines = multiply(nodes.features[rows], nodes.features[start:].T)
             worst = nodes.errors[start:].max() + nodes.errors[rows, None] + 2 * rounding
             # Most pairs cannot reach τ whatever Eq. 2 says.
             hopeful = weight_f * (cosines + worst.float()) + weight_s >= tau
@@ -119,11 +119,11 @@ class Identifier:
             a, b = i + start, j + start
             slack = nodes.errors[a] + nodes.errors[b] + rounding
             # Differences of squares: the rounding of an inner product, four times, and of its operands.
-            inner = (nodes.means[rows] @ nodes.means[start:].T)[i, j]
+            inner = multiply(nodes.means[rows], nodes.means[start:].T)[i, j]
             gap = (squares[a] + squares[b] - 2 * inner).clamp_min_(0).add_(8 * rounding).sqrt_()
             narrowest, widest = torch.zeros_like(gap), gap
             if spread is not None:
-                inner = (nodes.means[rows] @ echo[start:].T)[i, j]
+                inner = multiply(nodes.means[rows], echo[start:].T)[i, j]
                 reach = (reaches[a] + reaches[b] - 2 * inner).clamp_min_(0)
                 doubt = 8 * rounding * spread.norm + spread.error * gap.square()
                 widest = torch.minimum((reach + doubt).sqrt_(), gap)
@@ -179,7 +179,8 @@ class Identifier:
         undecided = len(open_)
         if undecided:
             votes, error = self._measure_disagreement(nodes, open_.edges)
-            open_.sift(*self._bracket(open_["feature"], open_["slack"], votes - error, votes + error))
+            open_.note(low=votes - error, high=votes + error)
+            open_.sift(*self._bracket(open_["feature"], open_["slack"], open_["low"], open_["high"]))
         if len(open_):
             self._settle_near_ties(nodes, open_)
         exact = len(open_)
@@ -199,14 +200,19 @@ class Identifier:
     def _settle_near_ties(self, nodes: Supernodes, open_: _OpenEdges) -> None:
         """Decide edges in float64 arithmetic on rounded rows; what that cannot tell stays open."""
         if nodes.sums is None:
-            feature, slack = self._compare_tokens(open_.edges), torch.full_like(open_["slack"], TOKEN_ROUNDING)
+            open_.note(feature=self._compare_tokens(open_.edges), slack=torch.full_like(open_["slack"], TOKEN_ROUNDING))
         else:
+            # Most of the doubt about a region is about its vote.
             refine(nodes, torch.unique(open_.edges), self._voters, self._region)
             feature, slack, _ = self._compare(nodes, open_.edges, torch.float64)
+            open_.note(feature=feature, slack=slack)
+        open_.sift(*self._bracket(open_["feature"], open_["slack"], open_["low"], open_["high"]))
+        if not len(open_):
+            return
         chosen, ends = torch.unique(open_.edges, return_inverse=True)
         means = exact_means(nodes, chosen, self._voters, exact=False)
         votes, error = self._voters.disagreement(means, ends, exact=False)
-        open_.sift(*self._bracket(feature, slack, votes - error, votes + error))
+        open_.sift(*self._bracket(open_["feature"], open_["slack"], votes - error, votes + error))
 
     def _spread_bounds(
         self, nodes: Supernodes, open_: _OpenEdges, spread: CoarseSpread | TightSpread
@@ -239,6 +245,10 @@ class _OpenEdges:
 
     def __getitem__(self, name: str) -> Tensor:
         return self._known[name]
+
+    def note(self, **known: Tensor) -> None:
+        """Remember values of each open edge by name."""
+        self._known |= known
 
     def sift(self, lowest: Tensor, highest: Tensor) -> None:
         """Join what edges that reach τ connect; keep edges that may and whose ends have not met."""

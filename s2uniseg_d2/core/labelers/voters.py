@@ -41,7 +41,7 @@ LONGEST_STEADY = 40.0
 # Queries up to which reading the voters takes longer than computing.
 FEW_QUERIES = 16
 # Directions of the coarse bounds.
-COARSE_RANK = 64
+COARSE_RANK = 16
 # Groups of neighbouring voters whose means bound Eq. 2 from below, about.
 GROUPS = 256
 # Rows of F Fᵀ that are computed at a time, from the diagonal on.
