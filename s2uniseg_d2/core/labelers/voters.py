@@ -326,14 +326,19 @@ class Voters:
             if not self._weigh_alike:
                 ballots *= self.weights[part].to(ballots.dtype)
             mass += ballots.sum(dim=1, keepdim=True)
-            vote += vote_in_parts(ballots, rows, VOTER_CHUNK // PARTS) if single else multiply(ballots, rows)
+            vote += (
+                vote_in_parts(ballots, rows, VOTER_CHUNK // self._parts_for(queries))
+                if single
+                else multiply(ballots, rows)
+            )
         vote /= mass
         elected, length = normalise_rows(vote), torch.linalg.vector_norm(vote, dim=1)
         if single:
             # Known logits are sums of the products of single tokens, whose errors count in full where tokens differ.
-            terms = (self._part_width(queries) if known is None else self._short_width) + PARTS
-            logit_error = gamma(terms + 6) * (norms if known is None else reach) + VECTOR_ERROR * UNIT * reach
-            return elected.float(), self._election_error(norms, logit_error, length)
+            parts = self._parts_for(queries)
+            width = -(-self.width // parts) if known is None else self._short_width
+            logit_error = gamma(width + PARTS + 6) * (norms if known is None else reach) + VECTOR_ERROR * UNIT * reach
+            return elected.float(), self._election_error(norms, logit_error, length, VOTER_CHUNK // parts)
         if exact:
             return elected, torch.zeros_like(length)
         ballot = torch.expm1(ROW_ERROR * UNIT * (norms + reach))
@@ -345,14 +350,16 @@ class Voters:
         Near ties go to float64, and there are as many of them as that error is large. Of few queries there are few, and
         reading the voters' parts would cost more than the products.
         """
-        if self._part_width(queries) == self.width:
+        if self._parts_for(queries) == 1:
             return multiply(queries, self.rows[part].T)
         return sum_products(
-            torch.split(queries, self._part_width(queries), dim=1), [columns[part] for columns in self._width_parts]
+            torch.split(queries, self._short_width, dim=1), [columns[part] for columns in self._width_parts]
         )
 
-    def _part_width(self, queries: Tensor) -> int:
-        return self.width if queries.shape[0] <= FEW_QUERIES else self._short_width
+    @staticmethod
+    def _parts_for(queries: Tensor) -> int:
+        """Parts in which sums of the width and of a chunk of voters are taken."""
+        return 1 if queries.shape[0] <= FEW_QUERIES else PARTS
 
     @property
     def _short_width(self) -> int:
@@ -366,11 +373,11 @@ class Voters:
         copies = torch.split(buffer, [part.numel() for part in parts])
         return [copy.view(part.shape).copy_(part) for copy, part in zip(copies, parts, strict=True)]
 
-    def _election_error(self, norms: Tensor, logit_error: Tensor, length: Tensor) -> Tensor:
-        """Bound the error of float32 votes of queries of these norms whose average has length ``length``."""
+    def _election_error(self, norms: Tensor, logit_error: Tensor, length: Tensor, summed: int) -> Tensor:
+        """Bound the error of float32 votes of queries of these norms, sums of ``summed`` voters at a time."""
         # A shift of the logits (they lie within the queries' norms), exp (a few units) and the token weight.
         ballot = torch.expm1(logit_error + 2.1 * UNIT * norms + 8 * UNIT)
-        terms = gamma(min(VOTER_CHUNK // PARTS, len(self)) + PARTS + 6)
+        terms = gamma(min(summed, len(self)) + PARTS + 6)
         good = UNIT * norms < EMBEDDING_ROUNDING * length
         return torch.where(good, (vote_error(ballot, terms, VOTER_CHUNK, length) + 2 * UNIT).clamp_max(2), 2.0)
 

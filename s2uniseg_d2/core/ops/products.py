@@ -13,6 +13,9 @@ WORTHWHILE = 2**18
 # It prepares a kernel for each new shape, which takes about a millisecond: numbers of rows are rounded up, so that few
 # shapes come up.
 ROW_STEP = 16
+# Up to so many rows the time grows with their number; they are rounded up to a multiple of this.
+FEW_ROWS = 16
+SHORT_ROW_STEP = 4
 _PROBE = (64, 512, 48)
 
 
@@ -36,7 +39,7 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
     m = b.shape[1]
     if a.dtype != torch.float32 or a.device.type != "cpu" or n * k * m < WORTHWHILE or not _prefers_linear():
         return a @ b
-    missing = -n % ROW_STEP
+    missing = -n % (SHORT_ROW_STEP if n <= FEW_ROWS else ROW_STEP)
     product = _apply_linear(functional.pad(a, (0, 0, 0, missing)) if missing else _packed(a), _packed(b))
     return product[:n]
 
