@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from s2uniseg_d2.core.labelers.rows import subtract_rows, take_rows
 from s2uniseg_d2.core.labelers.spread import CoarseSpread, TightSpread
 from s2uniseg_d2.core.labelers.supernodes import (
     Region,
@@ -143,9 +144,11 @@ class Identifier:
         for start in range(0, edges.shape[1] if cosines is None else 0, EDGE_CHUNK):
             part = slice(start, start + EDGE_CHUNK)
             i, j = edges[:, part]
-            feature[part] = torch.linalg.vecdot(nodes.features[i].to(dtype), nodes.features[j].to(dtype))
+            feature[part] = torch.linalg.vecdot(
+                take_rows(nodes.features, i).to(dtype), take_rows(nodes.features, j).to(dtype)
+            )
             if nodes.sums is not None:
-                gap[part] = torch.linalg.vector_norm(nodes.means[i] - nodes.means[j], dim=1)
+                gap[part] = torch.linalg.vector_norm(subtract_rows(nodes.means, edges[:, part]), dim=1)
         if nodes.sums is None:
             gap = (2 - 2 * feature + 2 * rounding).clamp_min(0).sqrt()
         single = rounding if dtype == torch.float32 else 0.0
@@ -191,8 +194,10 @@ class Identifier:
 
     def _measure_disagreement(self, nodes: Supernodes, edges: Tensor) -> tuple[Tensor, Tensor]:
         """Σ_k w_k |D·F_k| of each edge in float32 and a bound on its error."""
+        if nodes.sums is None and self._voters.affinities is not None:
+            return self._voters.disagreement_known(self._voters.affinities, edges)
         chosen, ends = torch.unique(edges, return_inverse=True)
-        affinities = mean_affinities(nodes, chosen, self._voters)
+        affinities = mean_affinities(nodes, chosen)
         if affinities is None:
             return self._voters.disagreement(nodes.means, edges)
         return self._voters.disagreement_known(affinities, ends)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from s2uniseg_d2.core.labelers.rounding import UNIT, gamma
+from s2uniseg_d2.core.labelers.rows import subtract_rows
 from s2uniseg_d2.core.ops.products import multiply
 
 # Steps of subspace iteration; more of them tighten the coarse bounds, which hold after any number.
@@ -63,9 +64,9 @@ class TightSpread(NamedTuple):
         echo = multiply(means, self.matrix) if means.shape[0] <= ends.shape[1] else None
         square = torch.empty_like(gap)
         for start in range(0, ends.shape[1], EDGE_CHUNK):
-            i, j = ends[:, start : start + EDGE_CHUNK]
-            apart = means[i] - means[j]
-            other = multiply(apart, self.matrix) if echo is None else echo[i] - echo[j]
+            part = ends[:, start : start + EDGE_CHUNK]
+            apart = subtract_rows(means, part)
+            other = multiply(apart, self.matrix) if echo is None else subtract_rows(echo, part)
             square[start : start + EDGE_CHUNK] = torch.linalg.vecdot(apart, other)
         # The errors of both sides of the last product reach it times the length of the other one.
         slack = self.norm * self.rounding * gap * (2.1 + gap) + self.error * gap.square()
@@ -92,8 +93,8 @@ class CoarseSpread(NamedTuple):
         projections = multiply(means, self.basis)
         reach = torch.empty_like(gap)
         for start in range(0, ends.shape[1], EDGE_CHUNK):
-            i, j = ends[:, start : start + EDGE_CHUNK]
-            reach[start : start + EDGE_CHUNK] = torch.linalg.vector_norm(projections[i] - projections[j], dim=1)
+            part = slice(start, start + EDGE_CHUNK)
+            reach[part] = torch.linalg.vector_norm(subtract_rows(projections, ends[:, part]), dim=1)
         squared_gap = gap.square()
         least = (reach - self.slack).clamp_min_(0).square_() - self.below * squared_gap
         return least.clamp_min_(0), (reach + self.slack).square_() + self.above * squared_gap

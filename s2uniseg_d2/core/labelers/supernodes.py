@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from s2uniseg_d2.core.labelers.rounding import UNIT
-from s2uniseg_d2.core.labelers.rows import ROW_CHUNK, sum_rows
+from s2uniseg_d2.core.labelers.rows import ROW_CHUNK, sum_rows, take_rows
 from s2uniseg_d2.core.labelers.voters import Voters
 
 # A float32 vote that is certified no better than this is repeated in float64.
@@ -109,19 +109,19 @@ def select(nodes: Supernodes, index: Tensor) -> Supernodes:
     return Supernodes(
         nodes.sizes[index],
         _renumber(nodes, index),
-        nodes.sums[index],
-        nodes.means[index],
-        nodes.features[index],
+        take_rows(nodes.sums, index),
+        take_rows(nodes.means, index),
+        take_rows(nodes.features, index),
         nodes.errors[index],
-        None if nodes.affinities is None else nodes.affinities[index],
+        None if nodes.affinities is None else take_rows(nodes.affinities, index),
     )
 
 
-def mean_affinities(nodes: Supernodes, index: Tensor, voters: Voters) -> Tensor | None:
+def mean_affinities(nodes: Supernodes, index: Tensor) -> Tensor | None:
     """Return U·F of the chosen nodes, ``(n, k)`` float32, where it is known without a product; else None."""
-    if nodes.sums is None:
-        return None if voters.affinities is None else voters.affinities[index]
-    return None if nodes.affinities is None else (nodes.affinities[index] / nodes.sizes[index, None]).float()
+    if nodes.affinities is None:
+        return None
+    return take_rows(nodes.affinities, index).div_(nodes.sizes[index, None]).float()
 
 
 def _add_rows(rows: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -185,10 +185,10 @@ def _elect(chosen: Sequence[tuple[Supernodes, Tensor]], voters: Voters, region: 
     for nodes, index in chosen:
         assert nodes.sums is not None
         sizes = nodes.sizes[index]
-        queries.append(_queries(nodes.sums[index], sizes, region).float())
+        queries.append(_queries(take_rows(nodes.sums, index), sizes, region).float())
         reaches.append(_reach(sizes, region))
         if nodes.affinities is not None:
-            logits.append(_queries(nodes.affinities[index], sizes, region).float())
+            logits.append(_queries(take_rows(nodes.affinities, index), sizes, region).float())
     counts = [len(index) for _, index in chosen]
     elected = voters.elect(torch.cat(queries), torch.cat(reaches), logits=torch.cat(logits) if logits else None)
     parts = (torch.split(values, counts) for values in elected)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from s2uniseg_d2.core.labelers.rounding import UNIT, gamma
-from s2uniseg_d2.core.labelers.rows import ROW_CHUNK, SHORT_SUM, normalise_rows, sum_rows
+from s2uniseg_d2.core.labelers.rows import ROW_CHUNK, SHORT_SUM, normalise_rows, subtract_rows, sum_rows, take_rows
 from s2uniseg_d2.core.labelers.spread import (
     CoarseSpread,
     Moments,
@@ -227,8 +227,8 @@ class Voters:
         votes = multiply(means, self.groups.means.T)
         bound = torch.empty(ends.shape[1], dtype=torch.float64, device=means.device)
         for first in range(0, ends.shape[1], QUERY_CHUNK):
-            i, j = ends[:, first : first + QUERY_CHUNK]
-            bound[first : first + QUERY_CHUNK] = (votes[i] - votes[j]).abs_() @ self.groups.weights
+            part = slice(first, first + QUERY_CHUNK)
+            bound[part] = subtract_rows(votes, ends[:, part]).abs_() @ self.groups.weights
         return bound - 3 * self.rounding - gamma(len(self.groups.weights) + 2) * bound
 
     def disagreement_known(self, affinities: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,8 +241,8 @@ class Voters:
         weights = self._weights32
         total = torch.empty(ends.shape[1], dtype=torch.float64, device=ends.device)
         for first in range(0, ends.shape[1], QUERY_CHUNK):
-            i, j = ends[:, first : first + QUERY_CHUNK]
-            total[first : first + QUERY_CHUNK] = (affinities[i] - affinities[j]).abs_() @ weights
+            part = slice(first, first + QUERY_CHUNK)
+            total[part] = subtract_rows(affinities, ends[:, part]).abs_() @ weights
         rounding = gamma(self._short_width + PARTS + 2 * VECTOR_ERROR + 4)
         return total, 3 * rounding + gamma(len(self) + 2) * total
 
@@ -267,8 +267,8 @@ class Voters:
             weights = self.weights[part].to(means.dtype)
             votes = multiply(means, rows.T) if by_node else None
             for first in range(0, ends.shape[1], QUERY_CHUNK):
-                i, j = ends[:, first : first + QUERY_CHUNK]
-                gap = votes[i] - votes[j] if votes is not None else multiply(means[i] - means[j], rows.T)
+                pairs = ends[:, first : first + QUERY_CHUNK]
+                gap = multiply(subtract_rows(means, pairs), rows.T) if votes is None else subtract_rows(votes, pairs)
                 total[first : first + QUERY_CHUNK] += gap.abs_() @ weights
         if means.dtype == torch.float64:
             return total, torch.full_like(total, 0.0 if exact else 4 * ROW_ERROR * UNIT)
@@ -387,4 +387,4 @@ def used_rows(means: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     if ends.shape[1] > means.shape[0]:
         return means, ends
     nodes, ends = torch.unique(ends, return_inverse=True)
-    return means[nodes], ends
+    return take_rows(means, nodes), ends
