@@ -23,7 +23,7 @@ ABOVE_GUESS = 1.75
 SMALLEST_GUESS = 1e-9
 # A guess that is refuted is raised by this factor.
 GUESS_GROWTH = 1.5
-# More than rounding can hide in float64 products and factors of matrices with norms of about 1 and some thousand rows.
+# More than rounding can hide in float64 products of matrices with norms of about 1 and some thousand rows.
 HIDDEN = 1e-11
 # Columns of C that are computed at a time, from the diagonal on.
 BLOCK = 128
@@ -118,11 +118,13 @@ def measure_moments(rows: Tensor, weights: Tensor, chunk: int) -> Moments:
         for first in range(0, rows.shape[1], BLOCK):
             # C is symmetric: the blocks below the diagonal are left out. PyTorch's product takes parts as they lie.
             total[first : first + BLOCK, first:] += part[:, first : first + BLOCK].T @ part[:, first:]
-    matrix = total.triu() + total.triu(1).T
+    for first in range(0, rows.shape[1], BLOCK):
+        last = first + BLOCK
+        total[last:, first:last] = total[first:last, last:].T
     if common is not None:
-        matrix *= common
+        total *= common
     # The spectral norm of the error is at most its Frobenius norm, and Σ_k w_k ‖F_k‖² = 1.
-    return Moments(matrix, 1.5 * gamma(min(chunk, rows.shape[0]) + 14))
+    return Moments(total, 1.5 * gamma(min(chunk, rows.shape[0]) + 14))
 
 
 def bound_spread(moments: Moments, rounding: float) -> TightSpread:
@@ -166,7 +168,8 @@ def bound_spread_coarsely(moments: Moments, start: Tensor, rounding: float) -> C
     overlap = float(torch.linalg.eigvalsh(cross.T @ cross)[-1].clamp_min(0)) + HIDDEN
     basis = q * (values - least).clamp_min(0).sqrt()
     below = ((least**2 + 4 * overlap) ** 0.5 - least) / 2 + HIDDEN
-    above = _bound_top_eigenvalue(matrix - basis @ basis.T, ABOVE_GUESS * float(values[len(values) // 4]))
+    outside = torch.addmm(matrix, basis, basis.T, beta=-1)  # B Bᵀ − C
+    above = _bound_top_eigenvalue(outside, ABOVE_GUESS * float(values[len(values) // 4]))
     return CoarseSpread(basis.float(), below + moments.error, above + moments.error, _projection_slack(basis, rounding))
 
 
@@ -175,15 +178,17 @@ def _projection_slack(basis: Tensor, rounding: float) -> float:
     return (2 * float(torch.linalg.matrix_norm(basis)) + 1) * rounding
 
 
-def _bound_top_eigenvalue(matrix: Tensor, guess: float) -> float:
-    """Return a number not below the largest eigenvalue of a symmetric float64 matrix of trace at most about 1."""
+def _bound_top_eigenvalue(negated: Tensor, guess: float) -> float:
+    """Return a number not below the largest eigenvalue of the negative of a symmetric matrix, of trace about 1 at most."""
+    single, norm = negated.float(), float(torch.linalg.matrix_norm(negated))
     bound = max(guess, 0.0) + SMALLEST_GUESS
     # No eigenvalue exceeds the trace.
     while bound < 2:
-        shifted = -matrix
+        shifted = single.clone()
         shifted.diagonal().add_(bound)
         if int(torch.linalg.cholesky_ex(shifted).info) == 0:
-            # Rounding hides (n + 1) units of the trace at most.
-            return bound + HIDDEN * (1 + matrix.shape[0] * bound)
+            # A factorisation hides γ of the trace at most, and the float32 matrix a unit of each entry.
+            hidden = 1.1 * gamma(len(single) + 2) * float(shifted.diagonal().double().sum())
+            return bound + hidden + 2 * UNIT * (norm + bound * len(single) ** 0.5)
         bound *= GUESS_GROWTH
     return 2.0

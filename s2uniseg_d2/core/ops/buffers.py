@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Bytes from which NumPy asks for huge pages (and from which glibc asks the system for memory each time, at the most).
-LARGE = 2**22
+# Bytes from which glibc asks the system for memory each time; smaller blocks it often has at hand, touched already.
+LARGE = 2**25
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

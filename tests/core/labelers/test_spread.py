@@ -82,3 +82,18 @@ def test_coarse_bounds_hold_where_the_basis_misses_most_of_a_direction(monkeypat
     assert lowest < -0.1  # C does not lie above B Bᵀ here, so that a lower bound without "below" would be wrong
     assert -spread.below - 1e-6 <= lowest
     assert highest <= spread.above + 1e-6
+
+
+@pytest.mark.parametrize("guess", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("top", [0.04, 0.5, -0.1])
+def test_the_top_eigenvalue_is_bounded_from_above_whatever_the_guess(guess, top):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.linalg.qr(torch.randn(60, 60, generator=generator, dtype=torch.float64)).Q
+    values = torch.linspace(-0.2, top, 60, dtype=torch.float64) if top > 0 else torch.full((60,), top).double()
+    bound = spread_module._bound_top_eigenvalue(-(q * values) @ q.T, guess)
+    assert bound >= top
+    assert bound <= max(1.5 * top, guess) + 1e-3
+
+
+def test_no_guess_holds_for_a_matrix_that_is_too_large():
+    assert spread_module._bound_top_eigenvalue(-3.0 * torch.eye(4, dtype=torch.float64), 0.1) == 2.0
