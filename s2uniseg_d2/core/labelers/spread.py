@@ -7,6 +7,7 @@ With C = Σ_k w_k F_k F_kᵀ and D = U_i − U_j, Eq. 2 is one minus m = Σ_k w_
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -179,7 +180,7 @@ def _projection_slack(basis: Tensor, rounding: float) -> float:
 
 
 def _bound_top_eigenvalue(negated: Tensor, guess: float) -> float:
-    """Return a number not below the largest eigenvalue of the negative of a symmetric matrix, of trace about 1 at most."""
+    """Return a number not below the largest eigenvalue of minus a symmetric matrix, of trace 1 or less, about."""
     single, norm = negated.float(), float(torch.linalg.matrix_norm(negated))
     bound = max(guess, 0.0) + SMALLEST_GUESS
     # No eigenvalue exceeds the trace.
@@ -189,6 +190,6 @@ def _bound_top_eigenvalue(negated: Tensor, guess: float) -> float:
         if int(torch.linalg.cholesky_ex(shifted).info) == 0:
             # A factorisation hides γ of the trace at most, and the float32 matrix a unit of each entry.
             hidden = 1.1 * gamma(len(single) + 2) * float(shifted.diagonal().double().sum())
-            return bound + hidden + 2 * UNIT * (norm + bound * len(single) ** 0.5)
+            return bound + hidden + 2 * UNIT * (norm + bound * math.sqrt(len(single)))
         bound *= GUESS_GROWTH
     return 2.0
