@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from s2uniseg_d2.core.labelers import identify, rows, spread, supernodes, voters
+from s2uniseg_d2.core.labelers import graph, identify, rows, spread, supernodes, voters
 from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
+from s2uniseg_d2.core.ops import components, products
 from s2uniseg_d2.core.ops.components import propagate_labels
 from tests.core.labelers.maps import KINDS, assert_equals_oracle, make_config, make_map
 from tests.oracles.uniap_dense import pool_densely
@@ -36,6 +37,14 @@ def test_identical_when_everything_is_chunked(monkeypatch):
     monkeypatch.setattr(voters, "ROW_CHUNK", 5)
     monkeypatch.setattr(voters, "VOTER_CHUNK", 7)
     monkeypatch.setattr(voters, "QUERY_CHUNK", 3)
+    monkeypatch.setattr(voters, "ELECTION_CHUNK", 3)
+    monkeypatch.setattr(voters, "DOUBLE_CHUNK", 4)
+    monkeypatch.setattr(voters, "AFFINITY_BLOCK", 5)
+    monkeypatch.setattr(voters, "FEW_QUERIES", 1)
+    monkeypatch.setattr(graph, "BAND", 2)
+    monkeypatch.setattr(spread, "EDGE_CHUNK", 6)
+    monkeypatch.setattr(components, "FEW_EDGES", 3)
+    monkeypatch.setattr(products, "WORTHWHILE", 1)
     monkeypatch.setattr(rows, "SHORT_SUM", 2)
     monkeypatch.setattr(rows, "ROW_CHUNK", 5)
     monkeypatch.setattr(voters, "GROUPS", 3)
@@ -45,6 +54,15 @@ def test_identical_when_everything_is_chunked(monkeypatch):
     monkeypatch.setattr(identify, "PAIR_ROWS", 2)
     generator = torch.Generator().manual_seed(1)
     for kind in ("smooth", "regions", "integers", "block", "duplicates") * 4:
+        assert_equals_oracle(make_map(kind, generator), make_config(generator))
+
+
+@pytest.mark.parametrize("name", ["FEW_QUERIES", "LONGEST_STEADY"])
+@pytest.mark.parametrize("value", [0, 1000])
+def test_identical_whatever_way_the_votes_are_counted(monkeypatch, name, value):
+    monkeypatch.setattr(voters, name, value)
+    generator = torch.Generator().manual_seed(8)
+    for kind in ("smooth", "noisy", "regions", "integers", "duplicates", "block") * 3:
         assert_equals_oracle(make_map(kind, generator), make_config(generator))
 
 
