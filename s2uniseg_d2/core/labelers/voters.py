@@ -39,7 +39,7 @@ FEW = 1.5
 # Norm of queries up to which exponentials of logits and their sums keep within float32 without a shift.
 LONGEST_STEADY = 40.0
 # Queries up to which reading the voters takes longer than computing.
-FEW_QUERIES = 16
+FEW_QUERIES = 48
 # Directions of the coarse bounds.
 COARSE_RANK = 16
 # Groups of neighbouring voters whose means bound Eq. 2 from below, about.

@@ -97,3 +97,17 @@ def test_the_top_eigenvalue_is_bounded_from_above_whatever_the_guess(guess, top)
 
 def test_no_guess_holds_for_a_matrix_that_is_too_large():
     assert spread_module._bound_top_eigenvalue(-3.0 * torch.eye(4, dtype=torch.float64), 0.1) == 2.0
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_moments_weigh_every_token_as_often_as_it_counts(monkeypatch, alike):
+    monkeypatch.setattr(spread_module, "BLOCK", 16)
+    rows, counts = unit_rows(90, 40, seed=6), torch.arange(90) % 4 + 1
+    weights = torch.full((90,), 1 / 90).double() if alike else counts / counts.sum(dtype=torch.float64)
+    moments = measure_moments(rows.float(), weights.float(), 32)
+    exact = (rows * weights[:, None]).T @ rows
+    assert torch.linalg.matrix_norm(moments.matrix - exact, 2) <= moments.error
+    assert torch.allclose(moments.matrix, moments.matrix.T, atol=1e-7)
+    spread = bound_spread(moments, gamma(46))
+    assert spread.norm >= torch.linalg.matrix_norm(spread.matrix.double())
+    assert torch.linalg.matrix_norm(spread.matrix - exact, 2) <= spread.error

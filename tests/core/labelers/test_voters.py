@@ -219,9 +219,24 @@ def test_long_queries_elect_as_short_ones_do_where_both_can(monkeypatch):
 def test_few_queries_promise_less(monkeypatch):
     voters, rows, _ = make_voters(300, 256)
     queries = (rows[:20] / 0.07).float()
+    monkeypatch.setattr(module, "FEW_QUERIES", 19)
     many = voters.elect(queries)[1]
     monkeypatch.setattr(module, "FEW_QUERIES", 20)
     few, bound = voters.elect(queries)
     assert (bound > 1.2 * many).all()
     truth = voters.elect(rows[:20] / 0.07)[0]
     assert (torch.linalg.vector_norm(few - truth, dim=1) <= bound).all()
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_groups_are_the_means_of_what_their_voters_stand_for(monkeypatch, alike):
+    monkeypatch.setattr(module, "GROUPS", 4)
+    raw = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    sizes = torch.ones(16, dtype=torch.int64) if alike else torch.arange(16) % 3 + 1
+    voters = Voters(raw, sizes, (4, 4))
+    rows = voters.exact(slice(None)) * sizes[:, None]
+    for group, corner in enumerate((0, 2, 8, 10)):
+        members = torch.tensor([corner, corner + 1, corner + 4, corner + 5])
+        truth = rows[members].sum(0) / sizes[members].sum()
+        assert torch.allclose(voters.groups.means[group].double(), truth, atol=1e-6)
+        assert voters.groups.weights[group] == pytest.approx(float(sizes[members].sum() / sizes.sum()))
