@@ -203,7 +203,10 @@ class Identifier:
         return self._voters.disagreement_known(affinities, ends)
 
     def _settle_near_ties(self, nodes: Supernodes, open_: _OpenEdges) -> None:
-        """Decide edges in float64 arithmetic on rounded rows; what that cannot tell stays open."""
+        """Decide edges in float64 arithmetic on rounded rows; what that cannot tell stays open.
+
+        First Eq. 1 alone, beside the bounds on Eq. 2 that there are, and then Eq. 2 too.
+        """
         if nodes.sums is None:
             open_.note(feature=self._compare_tokens(open_.edges), slack=torch.full_like(open_["slack"], TOKEN_ROUNDING))
         else:

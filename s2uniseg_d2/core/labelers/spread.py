@@ -122,6 +122,9 @@ def measure_moments(rows: Tensor, weights: Tensor, chunk: int) -> Moments:
     for first in range(0, rows.shape[1], BLOCK):
         last = first + BLOCK
         total[last:, first:last] = total[first:last, last:].T
+        # A product need not round (i, j) as it does (j, i).
+        corner = total[first:last, first:last]
+        total[first:last, first:last] = corner.triu() + corner.triu(1).T
     if common is not None:
         total *= common
     # The spectral norm of the error is at most its Frobenius norm, and Σ_k w_k ‖F_k‖² = 1.
@@ -156,11 +159,11 @@ def bound_spread_coarsely(moments: Moments, start: Tensor, rounding: float) -> C
         rounding: as for :func:`bound_spread`.
     """
     matrix = moments.matrix
-    # Any directions will do, so that float32 finds them; from here on all is float64.
+    # Any directions will do, so that float32 finds them.
     single, q = matrix.float(), start
     for _ in range(COARSE_STEPS):
         q = torch.linalg.qr(single @ q).Q
-    q = torch.linalg.qr(q.double()).Q
+    q = torch.linalg.qr(q.double()).Q  # float64 from here on, up to the factorisation that is the proof
     image = matrix @ q
     values, vectors = torch.linalg.eigh(q.T @ image)
     q, image = q @ vectors, image @ vectors

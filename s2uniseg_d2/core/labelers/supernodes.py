@@ -130,10 +130,13 @@ def _add_rows(rows: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def refine(nodes: Supernodes, index: Tensor, voters: Voters, region: Region) -> None:
-    """Compute V of the chosen nodes anew, in place, with far smaller errors; not before the first layer."""
+    """Compute V of the chosen nodes anew, in place, where that makes its error smaller; not before the first layer."""
     queries = _exact_queries(nodes, index, voters, region, exact=False)
     features, errors = voters.elect(queries, _reach(nodes.sizes[index], region), exact=False)
-    nodes.features[index], nodes.errors[index] = features.float(), errors + 2 * UNIT
+    errors += 2 * UNIT
+    # A long query, of a sum, may have an exact vote already.
+    better = errors < nodes.errors[index]
+    nodes.features[index[better]], nodes.errors[index[better]] = features[better].float(), errors[better]
 
 
 def exact_means(nodes: Supernodes, index: Tensor, voters: Voters, exact: bool = True) -> Tensor:

@@ -342,7 +342,7 @@ class Voters:
         if exact:
             return elected, torch.zeros_like(length)
         ballot = torch.expm1(ROW_ERROR * UNIT * (norms + reach))
-        return elected, vote_error(ballot, ROW_ERROR * UNIT, VOTER_CHUNK, length)
+        return elected, vote_error(ballot, ROW_ERROR * UNIT, 0, length)
 
     def _compare_in_parts(self, queries: Tensor, part: slice) -> Tensor:
         """Inner products in float32 as sums over parts of the width: the fewer terms in a row, the smaller the error.
@@ -373,11 +373,11 @@ class Voters:
         copies = torch.split(buffer, [part.numel() for part in parts])
         return [copy.view(part.shape).copy_(part) for copy, part in zip(copies, parts, strict=True)]
 
-    def _election_error(self, norms: Tensor, logit_error: Tensor, length: Tensor, summed: int) -> Tensor:
-        """Bound the error of float32 votes of queries of these norms, sums of ``summed`` voters at a time."""
+    def _election_error(self, norms: Tensor, logit_error: Tensor, length: Tensor, part: int) -> Tensor:
+        """Bound the error of float32 votes of queries of these norms, summed over ``part`` voters at a time."""
         # A shift of the logits (they lie within the queries' norms), exp (a few units) and the token weight.
         ballot = torch.expm1(logit_error + 2.1 * UNIT * norms + 8 * UNIT)
-        terms = gamma(min(summed, len(self)) + PARTS + 6)
+        terms = gamma(min(part, len(self)) + PARTS + 6)
         good = UNIT * norms < EMBEDDING_ROUNDING * length
         return torch.where(good, (vote_error(ballot, terms, VOTER_CHUNK, length) + 2 * UNIT).clamp_max(2), 2.0)
 

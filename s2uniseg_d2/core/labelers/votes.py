@@ -51,7 +51,7 @@ def vote_error(ballot: Tensor, terms: float, summed: int, length: Tensor) -> Ten
     Args:
         ballot: bound on every |ε_k|.
         terms: bound on the error of v for the ballots that there are.
-        summed: ballots that were added up in float32 at a time.
+        summed: ballots that were added up in float32 at a time; 0 for float64.
         length: of v.
     """
     least = (length * (1 - gamma(summed + 2)) - terms).clamp_min(0)

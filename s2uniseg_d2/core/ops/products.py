@@ -24,9 +24,10 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
 
     PyTorch gives products of float32 matrices to MKL, which does not use AVX-512 on processors of other makers; oneDNN,
     to which it gives linear layers of compiled models, does. There a large product took from less than half to nine
-    tenths of the time, a product of few rows a quarter (``tests/benchmarks/bm_products.py``). Both round each product and sum to float32, so that the bound of
-    :func:`.rounding.gamma` holds for both. Where oneDNN is missing, too old, or set to less than float32 (by PyTorch's
-    flags or its own environment), it is not used. The choice depends on the machine, the settings and the shapes alone.
+    tenths of the time, one of few rows a quarter (``tests/benchmarks/bm_products.py``). Both round each product and
+    sum to float32, so that the bound of :func:`.rounding.gamma` holds for both. Where oneDNN is missing, too old, or
+    set to less than float32 (by PyTorch's flags or its own environment), it is not used. The choice depends on the
+    machine, the settings and the shapes alone.
 
     Args:
         a: ``(n, k)``.

@@ -121,6 +121,19 @@ def test_refining_narrows_the_error_and_keeps_its_promise(affinity):
     assert torch.equal(nodes.errors[untouched], before[untouched])
 
 
+def test_refining_leaves_a_vote_that_is_exact_already():
+    # Long queries of many tokens that agree: float32 gave up on them, and rounded rows would do worse.
+    generator = torch.Generator().manual_seed(1)
+    raw = 3 * torch.randn(24, 1, generator=generator) + torch.randn(24, 3000, generator=generator)
+    voters, region = Voters(raw, torch.ones(3000, dtype=torch.int64)), Region(0.07, "sum")
+    nodes = merge(place_tokens(voters), torch.arange(3000) // 1000, 3, voters, region)
+    before = nodes.features.clone(), nodes.errors.clone()
+    assert before[1].max() < 1e-6
+    refine(nodes, torch.tensor([0, 2]), voters, region)
+    assert torch.equal(nodes.features, before[0])
+    assert torch.equal(nodes.errors, before[1])
+
+
 def test_exact_means_see_each_token_as_often_as_it_counts():
     voters, rows, sizes = make()
     nodes = merge(place_tokens(voters), torch.arange(12) // 4, 3, voters, REGION)
