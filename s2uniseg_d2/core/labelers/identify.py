@@ -6,7 +6,7 @@ component already. What is left is computed in float32, and what float32 cannot 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,8 @@ EDGE_CHUNK = 512
 # Bound on the rounding of an inner product of two unit tokens in float64, some thousand wide.
 TOKEN_ROUNDING = 1e-12
 PAIR_ROWS = 512
+# Pairs per node from which products of all nodes cost less than copies of both rows of each pair.
+DENSE_FROM = 4
 # Edges per feature channel from which the coarse bounds pay.
 COARSE_FROM = 2
 
@@ -57,6 +59,14 @@ class Identification(NamedTuple):
     exact: int
 
 
+class _HopefulPairs(NamedTuple):
+    """Pairs of which the first is one of PAIR_ROWS nodes from ``start`` on: ``(2, e)``, and Eq. 1 of each, ``(e,)``."""
+
+    start: int
+    pairs: Tensor
+    feature: Tensor
+
+
 class Identifier:
     """Finds the strongly connected groups of a picture's nodes for one threshold at a time."""
 
@@ -77,12 +87,7 @@ class Identifier:
             cosines: ``(e,)`` float32 inner products of the voters' rows that single tokens have, if they are known.
         """
         tau -= TIE
-        feature, slack, gap = self._compare(nodes, edges, cosines=cosines)
-        # |D·F_k| ≤ ‖D‖ bounds Eq. 2 before anything is known of the other tokens.
-        lowest, highest = self._bracket(feature, slack, torch.zeros_like(gap), gap)
-        labels = connected_components(edges[:, lowest >= tau], nodes.sizes.numel())
-        open_ = (lowest < tau) & (highest >= tau)
-        return self._settle(nodes, labels, edges[:, open_], feature[open_], slack[open_], gap[open_], tau)
+        return self._group(nodes, edges, *self._compare(nodes, edges, cosines=cosines), tau)
 
     def group_pairs(self, nodes: Supernodes, tau: float) -> Identification:
         """Return the components of all pairs of nodes with S ≥ τ.
@@ -95,43 +100,63 @@ class Identifier:
         count = nodes.sizes.numel()
         if count < 2:
             return Identification(torch.arange(count, device=nodes.sizes.device), 0, 0)
-        screened = list(self._screen_pairs(nodes, tau))
+        hopeful = list(self._find_hopeful(nodes, tau))
+        pairs = torch.cat([block.pairs for block in hopeful], dim=1)
+        if pairs.shape[1] <= DENSE_FROM * count:
+            return self._group(nodes, pairs, *self._compare(nodes, pairs), tau)
+        screened = list(self._screen_pairs(nodes, hopeful, tau))
         labels = connected_components(torch.cat([yes for yes, _ in screened], dim=1), count)
         edges = torch.cat([maybe for _, maybe in screened], dim=1)
         edges = edges[:, labels[edges[0]] != labels[edges[1]]]
-        return self._settle(nodes, labels, edges, *self._compare(nodes, edges), tau)
+        return self._settle(nodes, labels, edges, *self._compare(nodes, edges), tau, bounded=True)
 
-    def _screen_pairs(self, nodes: Supernodes, tau: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the certain and the open pairs (i < j) of one block of rows after the other, by matrix products."""
+    def _group(
+        self, nodes: Supernodes, edges: Tensor, feature: Tensor, slack: Tensor, gap: Tensor, tau: float
+    ) -> Identification:
+        """Components of compared edges."""
+        # |D·F_k| ≤ ‖D‖ bounds Eq. 2 before anything is known of the other tokens.
+        lowest, highest = self._bracket(feature, slack, torch.zeros_like(gap), gap)
+        labels = connected_components(edges[:, lowest >= tau], nodes.sizes.numel())
+        open_ = (lowest < tau) & (highest >= tau)
+        return self._settle(nodes, labels, edges[:, open_], feature[open_], slack[open_], gap[open_], tau)
+
+    def _find_hopeful(self, nodes: Supernodes, tau: float) -> Iterator[_HopefulPairs]:
+        """Yield the pairs (i < j) that may reach τ by Eq. 1 alone, one block of rows after the other: most cannot."""
+        rounding = self._voters.rounding
+        weight_f, weight_s = self._weighting
+        for start in range(0, nodes.sizes.numel(), PAIR_ROWS):
+            rows = slice(start, start + PAIR_ROWS)
+            cosines = multiply(nodes.features[rows], nodes.features[start:].T)
+            worst = nodes.errors[start:].max() + nodes.errors[rows, None] + 2 * rounding
+            hopeful = weight_f * (cosines + worst.float()) + weight_s >= tau
+            i, j = hopeful.triu_(1).nonzero().T
+            yield _HopefulPairs(start, torch.stack([i, j]) + start, cosines[i, j].double())
+
+    def _screen_pairs(
+        self, nodes: Supernodes, hopeful: Iterable[_HopefulPairs], tau: float
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the certain and the open pairs of each block of hopeful ones, by products of all nodes of the block."""
         rounding = self._voters.rounding
         squares = torch.linalg.vecdot(nodes.means, nodes.means).double()
         spread = None if self._voters.are_few else self._voters.spread
         if spread is not None:
             echo = multiply(nodes.means, spread.matrix)
             reaches = torch.linalg.vecdot(nodes.means, echo).double()
-        weight_f, weight_s = self._weighting
-        for start in range(0, nodes.sizes.numel(), PAIR_ROWS):
-            rows = slice(start, start + PAIR_ROWS)
-            cosines = multiply(nodes.features[rows], nodes.features[start:].T)
-            worst = nodes.errors[start:].max() + nodes.errors[rows, None] + 2 * rounding
-            # Most pairs cannot reach τ whatever Eq. 2 says.
-            hopeful = weight_f * (cosines + worst.float()) + weight_s >= tau
-            i, j = hopeful.triu_(1).nonzero().T
-            a, b = i + start, j + start
+        for start, pairs, feature in hopeful:
+            a, b = pairs
+            block, rest = nodes.means[start : start + PAIR_ROWS], slice(start, None)
             slack = nodes.errors[a] + nodes.errors[b] + rounding
             # Differences of squares: the rounding of an inner product, four times, and of its operands.
-            inner = multiply(nodes.means[rows], nodes.means[start:].T)[i, j]
+            inner = multiply(block, nodes.means[rest].T)[a - start, b - start]
             gap = (squares[a] + squares[b] - 2 * inner).clamp_min_(0).add_(8 * rounding).sqrt_()
             narrowest, widest = torch.zeros_like(gap), gap
             if spread is not None:
-                inner = multiply(nodes.means[rows], echo[start:].T)[i, j]
+                inner = multiply(block, echo[rest].T)[a - start, b - start]
                 reach = (reaches[a] + reaches[b] - 2 * inner).clamp_min_(0)
                 doubt = 8 * rounding * spread.norm + spread.error * gap.square()
                 widest = torch.minimum((reach + doubt).sqrt_(), gap)
                 narrowest = (reach - doubt).clamp_min_(0) / gap
-            feature = cosines[i, j].double()
             lowest, highest = self._bracket(feature, slack, narrowest, widest)
-            pairs = torch.stack([a, b])
             yield pairs[:, lowest >= tau], pairs[:, (lowest < tau) & (highest >= tau)]
 
     def _compare(
@@ -167,18 +192,32 @@ class Identifier:
         return lowest, weight_f * (feature + slack) + weight_s * (1 - narrowest)
 
     def _settle(
-        self, nodes: Supernodes, labels: Tensor, edges: Tensor, feature: Tensor, slack: Tensor, gap: Tensor, tau: float
+        self,
+        nodes: Supernodes,
+        labels: Tensor,
+        edges: Tensor,
+        feature: Tensor,
+        slack: Tensor,
+        gap: Tensor,
+        tau: float,
+        bounded: bool = False,
     ) -> Identification:
-        """Decide the open edges, cheapest test first, and drop those whose ends have met meanwhile."""
+        """Decide the open edges, cheapest test first, and drop those whose ends have met meanwhile.
+
+        ``bounded`` says that the spread has decided what it can.
+        """
         open_ = _OpenEdges(labels, edges, {"feature": feature, "slack": slack, "gap": gap}, tau)
         # Few voters are asked at once: bounds on what they would say cost more. So do coarse bounds of few edges.
-        if len(open_) > COARSE_FROM * self._voters.width and not self._voters.are_few:
-            low, high = self._spread_bounds(nodes, open_, self._voters.coarse_spread)
-            open_.sift(*self._bracket(open_["feature"], open_["slack"], low, high))
-        if len(open_) and not self._voters.are_few:
-            low, high = self._spread_bounds(nodes, open_, self._voters.spread)
-            low = torch.maximum(low, self._voters.bound_disagreement_below(nodes.means, open_.edges))
-            open_.sift(*self._bracket(open_["feature"], open_["slack"], low, high))
+        if not self._voters.are_few:
+            if len(open_) > COARSE_FROM * self._voters.width and not bounded:
+                bounds = self._spread_bounds(nodes, open_, self._voters.coarse_spread)
+                open_.sift(*self._bracket(open_["feature"], open_["slack"], *bounds))
+            if len(open_) and not bounded:
+                bounds = self._spread_bounds(nodes, open_, self._voters.spread)
+                open_.sift(*self._bracket(open_["feature"], open_["slack"], *bounds))
+            if len(open_):
+                low = self._voters.bound_disagreement_below(nodes.means, open_.edges)
+                open_.sift(*self._bracket(open_["feature"], open_["slack"], low, open_["gap"]))
         undecided = len(open_)
         if undecided:
             votes, error = self._measure_disagreement(nodes, open_.edges)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from s2uniseg_d2.core.labelers import identify as module
 from s2uniseg_d2.core.labelers.identify import Identifier, Weighting, _OpenEdges
 from s2uniseg_d2.core.labelers.supernodes import Region, merge, place_tokens, select
 from s2uniseg_d2.core.labelers.voters import Voters
@@ -35,8 +36,10 @@ def open_pairs(nodes):
     return _OpenEdges(torch.arange(40), pairs, {"gap": gap}, 0.5)
 
 
+@pytest.mark.parametrize("dense_from", [0, 4])
 @pytest.mark.parametrize("merged", [False, True])
-def test_pairs_and_edges_group_as_the_exact_similarity_does(merged):
+def test_pairs_and_edges_group_as_the_exact_similarity_does(monkeypatch, merged, dense_from):
+    monkeypatch.setattr(module, "DENSE_FROM", dense_from)
     for seed in range(10):
         identifier, nodes, similarity = make(seed, merged)
         pairs = torch.triu_indices(40, 40, 1)
@@ -106,7 +109,7 @@ def test_pairs_are_certain_only_as_far_as_the_spread_is(name):
     sure = voters.spread
 
     def count() -> tuple[int, int]:
-        parts = list(identifier._screen_pairs(nodes, tau))
+        parts = list(identifier._screen_pairs(nodes, identifier._find_hopeful(nodes, tau), tau))
         return sum(yes.shape[1] for yes, _ in parts), sum(yes.shape[1] + maybe.shape[1] for yes, maybe in parts)
 
     certain, hopeful = count()

@@ -52,6 +52,7 @@ def test_identical_when_everything_is_chunked(monkeypatch):
     monkeypatch.setattr(supernodes, "ROW_CHUNK", 5)
     monkeypatch.setattr(identify, "EDGE_CHUNK", 6)
     monkeypatch.setattr(identify, "PAIR_ROWS", 2)
+    monkeypatch.setattr(identify, "DENSE_FROM", 0)
     generator = torch.Generator().manual_seed(1)
     for kind in ("smooth", "regions", "integers", "block", "duplicates") * 4:
         assert_equals_oracle(make_map(kind, generator), make_config(generator))
