@@ -13,12 +13,12 @@ LARGE = 2**25
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return an uninitialised tensor, on huge pages where it is large and the system lends them.
 
-    The first touch of a page of 4 KiB can cost more than what is done with it: of 50 MB on a virtual machine some five
-    times as much. NumPy asks Linux for pages of 2 MiB for its arrays, PyTorch does not by itself.
+    The first touch of a page of 4 KiB can cost several times what is done with it, on virtual machines above all. NumPy
+    asks Linux for pages of 2 MiB for its arrays, PyTorch does not by itself.
 
     Args:
         shape: of the tensor.
-        dtype: a type that NumPy has too, so no bfloat16.
+        dtype: any.
         device: where it lives; anywhere but on the CPU this is ``torch.empty``.
     """
     size = torch.Size(shape).numel() * dtype.itemsize

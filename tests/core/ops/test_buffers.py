@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (5,), (3, 4, 5)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool, torch.int64, torch.bfloat16])
 @pytest.mark.parametrize("large", [1, 10**9])
 def test_memory_has_the_shape_and_type_and_can_be_written(monkeypatch, shape, dtype, large):
     monkeypatch.setattr(buffers, "LARGE", large)
