@@ -78,7 +78,7 @@ def compare_neighbours(rows: Tensor, grid: tuple[int, int]) -> Tensor:
         rows: ``(s, d)`` features of the nodes, row by row of the grid.
         grid: rows and columns.
     """
-    # Slices of the grid, in bands that stay in the cache: gathered rows of each edge would cost some times more.
+    # Slices of the grid, in bands that stay in the cache: gathered rows of each edge would cost several times more.
     nodes = rows.view(*grid, -1)
     right, down = rows.new_empty(grid[0], grid[1] - 1), rows.new_empty(grid[0] - 1, grid[1])
     height = max(1, BAND // grid[1])

@@ -183,7 +183,12 @@ def _projection_slack(basis: Tensor, rounding: float) -> float:
 
 
 def _bound_top_eigenvalue(negated: Tensor, guess: float) -> float:
-    """Return a number not below the largest eigenvalue of minus a symmetric matrix, of trace 1 or less, about."""
+    """Return a number not below the largest eigenvalue of a symmetric matrix whose trace is about 1 at most.
+
+    Args:
+        negated: the negative of the matrix, ``(d, d)`` float64.
+        guess: the first number that is tried.
+    """
     single, norm = negated.float(), float(torch.linalg.matrix_norm(negated))
     bound = max(guess, 0.0) + SMALLEST_GUESS
     # No eigenvalue exceeds the trace.

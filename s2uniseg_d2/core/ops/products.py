@@ -10,8 +10,8 @@ from torch.nn import functional
 
 # Multiplications from which the other library pays.
 WORTHWHILE = 2**18
-# It prepares a kernel for each new shape, which takes about a millisecond: numbers of rows are rounded up, so that few
-# shapes come up.
+# It prepares a kernel for each new shape, which takes longer than many a product: numbers of rows are rounded up, so
+# that few shapes come up.
 ROW_STEP = 16
 # Up to so many rows the time grows with their number; they are rounded up to a multiple of this.
 FEW_ROWS = 16
@@ -23,11 +23,11 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b.
 
     PyTorch gives products of float32 matrices to MKL, which does not use AVX-512 on processors of other makers; oneDNN,
-    to which it gives linear layers of compiled models, does. There a large product took from less than half to nine
-    tenths of the time, one of few rows a quarter (``tests/benchmarks/bm_products.py``). Both round each product and
-    sum to float32, so that the bound of :func:`.rounding.gamma` holds for both. Where oneDNN is missing, too old, or
-    set to less than float32 (by PyTorch's flags or its own environment), it is not used. The choice depends on the
-    machine, the settings and the shapes alone.
+    to which it gives linear layers of compiled models, does. How much that saves differs between them, from nothing to
+    more than half the time (``tests/benchmarks/bm_products.py``). Both round each product and sum to float32, so that
+    the bound of :func:`.rounding.gamma` holds for both. Where oneDNN is missing, too old, or set to less than float32
+    (by PyTorch's flags or its own environment), it is not used. The choice depends on the machine, the settings and the
+    shapes alone.
 
     Args:
         a: ``(n, k)``.
