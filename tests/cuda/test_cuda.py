@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from s2uniseg_d2.core.labelers.uniap import UniAP
+from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
+from s2uniseg_d2.core.ops import kernels
 from s2uniseg_d2.core.ops.components import connected_components
 from tests.benchmarks.uniap_maps import make_features
 from tests.core.labelers.maps import KINDS, make_config, make_map
@@ -47,11 +48,28 @@ def test_uniap_gives_the_masks_of_the_cpu_on_wide_maps_of_a_batch(kind):
         assert_same(one, other)
 
 
-def test_uniap_gives_the_same_twice():
-    features = make_features("smooth", 64, 768, 0).cuda()
-    first, second = UniAP()(features)[0], UniAP()(features)[0]
-    for one, other in zip(first, second, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+@pytest.mark.parametrize("kind", ["smooth", "block"])
+def test_uniap_gives_the_masks_of_the_cpu_without_kernels(monkeypatch, kind):
+    monkeypatch.setattr(kernels, "has_kernels", lambda device: False)
+    features = torch.cat([make_features(kind, 32, 96, seed) for seed in range(2)])
+    for one, other in zip(
+        UniAP()(features.cuda(), [(32, 32), (32, 21)]), UniAP()(features, [(32, 32), (32, 21)]), strict=True
+    ):
+        assert_same(one, other)
+
+
+def test_uniap_runs_by_kernels():
+    assert kernels.has_kernels(torch.device("cuda", 0))
+
+
+def test_uniap_gives_the_same_to_the_last_bit():
+    features = torch.cat([make_features(kind, 64, 768, 0) for kind in ("smooth", "scene")]).cuda()
+    for config in (UniAPConfig(), UniAPConfig(voter_pool=2)):
+        first = UniAP(config)(features)
+        for _ in range(5):
+            for labels, again in zip(first, UniAP(config)(features), strict=True):
+                for one, other in zip(labels, again, strict=True):
+                    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_components_are_those_of_the_cpu():

@@ -1,9 +1,9 @@
 """UniAP on a whole batch at once, for devices that wait at every question of the host: float64, fixed shapes.
 
 Axes: b pictures, t tokens of a picture (or blocks of equal ones), v voters, s nodes (the most of any picture), d
-feature width. As many kernels are launched and as many questions asked as for one picture: some dozen questions a
-layer, whether components have settled and how many edges or nodes are left, because work on all of them would cost far
-more than the wait. Float64 decides every edge as exact arithmetic would; on data-centre GPUs it runs at the rate of
+feature width. As many kernels are launched and as many questions asked as for one picture. There are four questions a
+layer, twice how many edges are open and twice how many nodes and edges are left, because work on all of them would cost
+far more than the wait. Float64 decides every edge as exact arithmetic would; on data-centre GPUs it runs at the rate of
 float32. GPUs with slow float64 are better served by the path of single pictures.
 """
 
@@ -16,13 +16,26 @@ import torch
 from torch import Tensor
 
 from s2uniseg_d2.core.labelers.graph import BLOCK_SIDES, PROBE_CHANNELS
-from s2uniseg_d2.core.labelers.rows import normalise_rows
 from s2uniseg_d2.core.labelers.supernodes import Region
 from s2uniseg_d2.core.ops.edges import slices
+from s2uniseg_d2.core.ops.partitions import MergePlan, finish_merge, renumber, start_merge
+from s2uniseg_d2.core.ops.transfer import ask, to_device
+from s2uniseg_d2.core.ops.vectors import (
+    add_rows,
+    exponentiate,
+    mean_rows,
+    normalise_tokens,
+    queue_rows,
+    store_votes,
+    take_rows,
+)
+
+# Columns of C that are computed at a time: C is symmetric, and what lies below them is left out.
+MOMENT_BLOCK = 256
 
 
 class BatchNodes(NamedTuple):
-    """Nodes of every picture; those from ``counts`` on are padding.
+    """Nodes of every picture; from the first merge on, those from ``counts`` on are padding.
 
     Attributes:
         counts: ``(b,)`` int64 nodes of each picture.
@@ -31,7 +44,7 @@ class BatchNodes(NamedTuple):
         sums: ``(b, s, d)`` float64 R = M F.
         features: ``(b, s, d)`` float64 V.
         voted: whether V is that of Eq. 5; before the first layer it is F.
-        waiting: ``(b, s)`` bool, nodes whose V has yet to be voted; None for none.
+        waiting: ``(b, s)`` int64 place of each node whose V has yet to be voted, -1 for the others; None for none.
     """
 
     counts: Tensor
@@ -42,10 +55,20 @@ class BatchNodes(NamedTuple):
     voted: bool
     waiting: Tensor | None = None
 
-    @property
-    def means(self) -> Tensor:
-        """U, zero for padding."""
-        return self.sums / self.sizes.clamp_min(1)[..., None] if self.voted else self.features
+
+class Candidates(NamedTuple):
+    """Nodes, the edges among them that may connect, and the threshold.
+
+    Attributes:
+        nodes: the nodes.
+        edges: ``(2, e)`` int64 flat indices of pairs of one picture each, those of a picture one after the other;
+            self-loops do not matter. None: all pairs of nodes of each picture.
+        level: number of the threshold.
+    """
+
+    nodes: BatchNodes
+    edges: Tensor | None
+    level: int
 
 
 class BatchVoters(NamedTuple):
@@ -55,37 +78,49 @@ class BatchVoters(NamedTuple):
         rows: ``(b, v, d)`` float64, zero for padding.
         weights: ``(b, v)`` float64, their shares of the picture.
         moments: ``(b, d, d)`` float64 C = Σ_k w_k F_k F_kᵀ.
+        alike: whether all weigh the same and none is padding.
     """
 
     rows: Tensor
     weights: Tensor
     moments: Tensor
+    alike: bool
 
     @classmethod
-    def of(cls, rows: Tensor, weights: Tensor) -> BatchVoters:
+    def of(cls, rows: Tensor, weights: Tensor, alike: bool) -> BatchVoters:
         """The voters with their second moments."""
-        return cls(rows, weights, (rows * weights[..., None]).mT @ rows)
+        weighted = rows if alike else rows * weights[..., None]
+        b, v, d = rows.shape
+        moments = rows.new_empty(b, d, d)
+        for first in range(0, d, MOMENT_BLOCK):
+            last = first + MOMENT_BLOCK
+            moments[:, first:last, first:] = weighted[:, :, first:last].mT @ rows[:, :, first:]
+            moments[:, last:, first:last] = moments[:, first:last, last:].mT
+        return cls(rows, weights, moments.div_(v) if alike else moments, alike)
 
-    def elect(self, queries: Tensor) -> Tensor:
-        """Return L2N{softmax(q·F) F} of ``(b, n, d)`` queries, the vote of Eq. 5."""
-        # -inf in the padding. Spelt out: no fused attention takes float64 or rows this wide, and the call that takes
-        # them copies all voters each time.
-        mask = self.weights.log()[:, None]
-        b, n, _ = queries.shape
-        voted = [
-            torch.baddbmm(mask, queries[:, part], self.rows.mT).softmax(dim=2) @ self.rows
-            for part in slices(n, b * self.rows.shape[1])
-        ]
-        return normalise_rows(torch.cat(voted, dim=1)) if voted else queries
+    def elect(self, queries: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """Return Σ_k β_k F_k ``(b, m, d)`` and Σ_k β_k ``(b, m)`` of the ballots β of ``(b, m, d)`` queries (Eq. 5)."""
+        # Spelt out: no fused attention takes float64 or rows this wide.
+        b, m, _ = queries.shape
+        votes, totals = [], []
+        for part in slices(m, b * self.rows.shape[1]):
+            logits = queries.new_empty(b, queries[:, part].shape[1], self.rows.shape[1])
+            torch.baddbmm(logits, queries[:, part], self.rows.mT, beta=0, alpha=1 / sigma, out=logits)
+            totals.append(exponentiate(logits, None if self.alike else self.weights))
+            votes.append(logits @ self.rows)
+        return torch.cat(votes, dim=1), torch.cat(totals, dim=1)
 
     def disagree(self, apart: Tensor) -> Tensor:
         """Return Σ_k w_k |D·F_k| of ``(b, n, d)`` differences D of means, the ``(b, n)`` of Eq. 2 without "1 −"."""
         b, n, _ = apart.shape
-        parts = [
-            ((apart[:, part] @ self.rows.mT).abs_() @ self.weights[..., None])[..., 0]
-            for part in slices(n, b * self.rows.shape[1])
-        ]
-        return torch.cat(parts, dim=1) if parts else apart.new_zeros(b, n)
+        v, parts = self.rows.shape[1], []
+        for part in slices(n, b * v):
+            products = apart[:, part] @ self.rows.mT
+            if self.alike:
+                parts.append(torch.linalg.vector_norm(products, 1, dim=2) / v)
+            else:
+                parts.append((products.abs_() @ self.weights[..., None])[..., 0])
+        return torch.cat(parts, dim=1)
 
 
 class Layout(NamedTuple):
@@ -94,7 +129,8 @@ class Layout(NamedTuple):
     Attributes:
         nodes: one per token, or per block of equal ones.
         voters: the voters.
-        edges: ``(2, e)`` int64 pairs of neighbours as flat indices (picture times s plus node); self-loops are none.
+        edges: ``(2, e)`` int64 pairs of neighbours as flat indices (picture times s plus node), those of a picture one
+            after the other; self-loops are none.
         grid: rows and columns of the nodes.
         side: tokens along a side of a node.
         valid: ``(b, h, w)`` bool, the tokens that are not padding.
@@ -117,20 +153,16 @@ def lay_out(features: Tensor, sizes: Sequence[tuple[int, int]], voter_pool: int)
         voter_pool: see :class:`UniAPConfig`.
     """
     (b, _, h, w), device = features.shape, features.device
-    extent = torch.tensor(sizes, device=device)
+    extent = to_device(torch.tensor(sizes), device)
     inside = [torch.arange(n, device=device) < extent[:, axis, None] for axis, n in enumerate((h, w))]
     valid = inside[0][:, :, None] & inside[1][:, None]
-    side = next((k for k in BLOCK_SIDES if _repeat_blocks(features, sizes, valid, k)), 1)
+    side = _block_side(features, sizes, valid)
     grid = (-(-h // side), -(-w // side))
-    # Scaled by the largest entry first: squares of float64 features may overflow.
-    rows = torch.where(valid[:, None], features, 0)[:, :, ::side, ::side].flatten(2).mT.contiguous().double()
-    peaks = rows.abs().amax(dim=2, keepdim=True)
-    rows = normalise_rows(rows / torch.where(peaks > 0, peaks, 1))
     along = [
         (extent[:, axis, None] - side * torch.arange(n, device=device)).clamp(0, side) for axis, n in enumerate(grid)
     ]
     tokens = (along[0][:, :, None] * along[1][:, None]).flatten(1)
-    nodes = place_nodes(rows, tokens, side == 1)
+    nodes = place_nodes(normalise_tokens(features, valid, side), tokens, side == 1)
     index = torch.arange(b * grid[0] * grid[1], device=device).view(b, *grid)
     exists = (tokens > 0).view(b, *grid)
     pairs = [
@@ -138,11 +170,11 @@ def lay_out(features: Tensor, sizes: Sequence[tuple[int, int]], voter_pool: int)
         (index[:, :-1], index[:, 1:], exists[:, 1:]),
     ]
     # Neighbours to the right and below exist only where the node itself does.
-    edges = torch.cat(
-        [torch.stack([tail.flatten(), torch.where(real, head, tail).flatten()]) for tail, head, real in pairs], dim=1
-    )
-    voters = _pool_voters(nodes, grid, voter_pool // side if voter_pool > side else 1)
-    return Layout(nodes, voters, edges, grid, side, valid)
+    ends = [(tail.flatten(1), torch.where(real, head, tail).flatten(1)) for tail, head, real in pairs]
+    edges = torch.stack([torch.cat(side_, dim=1).flatten() for side_ in zip(*ends, strict=True)])
+    pool = max(voter_pool, side)
+    alike = all(size == (h, w) for size in sizes) and h % pool == 0 and w % pool == 0
+    return Layout(nodes, _pool_voters(nodes, grid, pool // side, alike), edges, grid, side, valid)
 
 
 def place_nodes(rows: Tensor, sizes: Tensor, alone: bool) -> BatchNodes:
@@ -157,119 +189,106 @@ def place_nodes(rows: Tensor, sizes: Tensor, alone: bool) -> BatchNodes:
     return BatchNodes((sizes > 0).sum(dim=1), members, sizes, rows if alone else rows * sizes[..., None], rows, False)
 
 
-def _repeat_blocks(features: Tensor, sizes: Sequence[tuple[int, int]], valid: Tensor, side: int) -> bool:
-    """Whether in every picture each side x side block, cut at the valid border, repeats its top left token."""
-    if min(min(size) for size in sizes) < side:
-        return False
-    h, w = features.shape[2:]
-    for channels in (slice(PROBE_CHANNELS), slice(PROBE_CHANNELS, None)):
-        part = features[:, channels]
-        anchors = part[:, :, ::side, ::side].repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :h, :w]
-        if not bool(((part == anchors) | ~valid[:, None]).all()):
-            return False
-    return True
+def _block_side(features: Tensor, sizes: Sequence[tuple[int, int]], valid: Tensor) -> int:
+    """The side of the largest blocks that repeat their first token in every picture, or 1."""
+    least = min(min(size) for size in sizes)
+    sides = [side for side in BLOCK_SIDES if side <= least]
+    if not sides:
+        return 1
+    # Few channels refuse nearly every other map: one question for all sides.
+    probes = torch.stack([_repeat_blocks(features[:, :PROBE_CHANNELS], valid, side) for side in sides]).tolist()
+    hopeful = (side for side, passed in zip(sides, probes, strict=True) if passed)
+    return next((side for side in hopeful if bool(_repeat_blocks(features[:, PROBE_CHANNELS:], valid, side))), 1)
 
 
-def _pool_voters(nodes: BatchNodes, grid: tuple[int, int], side: int) -> BatchVoters:
+def _repeat_blocks(part: Tensor, valid: Tensor, side: int) -> Tensor:
+    """Whether each side x side block, cut at the valid border, repeats its top left token."""
+    h, w = part.shape[2:]
+    anchors = part[:, :, ::side, ::side].repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :h, :w]
+    return ((part == anchors) | ~valid[:, None]).all()
+
+
+def _pool_voters(nodes: BatchNodes, grid: tuple[int, int], side: int, alike: bool) -> BatchVoters:
     weights = nodes.sizes.double() / nodes.sizes.sum(dim=1, keepdim=True)
     if side == 1:
-        return BatchVoters.of(nodes.features, weights)
-    b, t, d = nodes.sums.shape
+        return BatchVoters.of(nodes.features, weights, alike)
     row, column = (torch.arange(n, device=weights.device) // side for n in grid)
     groups = -(-grid[1] // side)
-    label = (row[:, None] * groups + column).flatten().expand(b, t)
+    label = (row[:, None] * groups + column).flatten().expand_as(weights).contiguous()
     count = -(-grid[0] // side) * groups
-    sums = nodes.sums.new_zeros(b, count, d).scatter_add_(1, label[..., None].expand(b, t, d), nodes.sums)
-    sizes = nodes.sizes.new_zeros(b, count).scatter_add_(1, label, nodes.sizes)
-    shares = weights.new_zeros(b, count).scatter_add_(1, label, weights)
-    return BatchVoters.of(sums / sizes.clamp_min(1)[..., None], shares)
+    sizes = nodes.sizes.new_zeros(len(weights), count).scatter_add_(1, label, nodes.sizes)
+    rows = mean_rows(_add(nodes, label, count), sizes, torch.float64)
+    return BatchVoters.of(rows, sizes.double() / sizes.sum(dim=1, keepdim=True), alike)
 
 
-def merge(nodes: BatchNodes, roots: Tensor, voters: BatchVoters, region: Region | None) -> tuple[BatchNodes, Tensor]:
-    """Return the nodes of a partition, numbered by first node, and the new number ``(b, s)`` of every node.
+def _add(nodes: BatchNodes, slot: Tensor, count: int) -> Tensor:
+    """The sums ``(b, count, d)`` of unit rows, of at most the largest block for each token."""
+    return add_rows(nodes.sums, slot, count, max(BLOCK_SIDES) ** 2 * nodes.members.shape[1])
+
+
+def plan_merges(jobs: Sequence[Candidates], roots: Sequence[Tensor], min_tokens: int) -> list[MergePlan]:
+    """Return how the nodes of each job merge to the groups ``(b, s)`` of ``roots``: one question to the host."""
+    starts = [
+        start_merge(found, job.nodes.sizes, job.nodes.voted, min_tokens, job.edges)
+        for job, found in zip(jobs, roots, strict=True)
+    ]
+    return [finish_merge(*pair) for pair in zip(starts, ask(*(start.totals for start in starts)), strict=True)]
+
+
+def merge(nodes: BatchNodes, plan: MergePlan, voters: BatchVoters, region: Region | None) -> BatchNodes:
+    """Return the nodes of a partition.
 
     Source: Eq. 4 (right) and Eq. 5. A supernode that stays as it is keeps its V; tokens become supernodes in the first
     layer and all get theirs then.
 
     Args:
         nodes: the nodes.
-        roots: ``(b, s)`` the flat index of the first node of each node's group.
+        plan: how they merge.
         voters: the voters.
         region: how Eq. 5 is read; None leaves V of new supernodes waiting.
     """
-    b, s, d = nodes.sums.shape
-    exists = nodes.sizes > 0
-    first = exists & (roots == torch.arange(b * s, device=roots.device).view(b, s))
-    parts = torch.zeros(b * s, dtype=torch.int64, device=roots.device).scatter_add_(
-        0, roots.flatten(), exists.flatten().long()
+    sums = _add(nodes, plan.slot, plan.sizes.shape[1])
+    features = take_rows(nodes.features, plan.before) if nodes.voted else torch.zeros_like(sums)
+    merged = BatchNodes(
+        plan.counts, renumber(nodes.members, plan.slot), plan.sizes, sums, features, True, waiting=plan.place
     )
-    fresh = first & ((parts.view(b, s) > 1) | (not nodes.voted))
-    counts = first.sum(dim=1)
-    # The host's question of every merge: how many nodes are left, and how many have a V to get.
-    most, changed = torch.stack([counts.max(), fresh.sum(dim=1).max()]).tolist()
-    number = torch.where(first, first.cumsum(dim=1) - 1, 0).flatten()[roots]
-    slot = torch.where(exists, number, most)  # padding goes to a slot that is cut off
-    sums = nodes.sums.new_zeros(b, most + 1, d).scatter_add_(1, slot[..., None].expand(b, s, d), nodes.sums)[:, :most]
-    sizes = nodes.sizes.new_zeros(b, most + 1).scatter_add_(1, slot, nodes.sizes)[:, :most]
-    before = take_first(first, most)
-    waiting = torch.gather(fresh, 1, before)
-    merged = BatchNodes(counts, renumber(nodes.members, slot), sizes, sums, take(nodes.features, before), True, waiting)
-    if region is not None:
-        merged = merged._replace(features=vote(merged, waiting, changed, voters, region), waiting=None)
-    return merged, slot
+    if region is None:
+        return merged
+    vote([Queue(sums, plan.sizes, plan.place, features, None)], plan.queued, voters, region)
+    return merged._replace(waiting=None)
 
 
-def vote(nodes: BatchNodes, waiting: Tensor, most: int, voters: BatchVoters, region: Region) -> Tensor:
-    """Return V ``(b, s, d)`` with those of the waiting nodes ``(b, s)``, at most ``most`` of a picture, by Eq. 5."""
-    chosen = take_first(waiting, most)
-    queries = take(nodes.sums, chosen) / region.sigma
-    if region.affinity == "mean":
-        queries /= torch.gather(nodes.sizes, 1, chosen).clamp_min(1)[..., None]
-    # A picture with fewer waiting nodes than others fills up with some that keep what they have.
-    elected = torch.where(
-        torch.gather(waiting, 1, chosen)[..., None], voters.elect(queries), take(nodes.features, chosen)
+class Queue(NamedTuple):
+    """Nodes of which some get their V: see :func:`.vectors.queue_rows` and :func:`.vectors.store_votes`."""
+
+    sums: Tensor
+    sizes: Tensor
+    place: Tensor
+    vectors: Tensor
+    rows: Tensor | None
+
+
+def vote(queues: Sequence[Queue], most: int, voters: BatchVoters, region: Region) -> None:
+    """Write V of the nodes that have one of ``most`` places, by Eq. 5, in place."""
+    if not most:
+        return
+    first = queues[0].sums
+    # A picture with fewer places than others fills up with queries of zero, whose votes nobody reads.
+    queries = first.new_zeros(len(first), most, first.shape[2])
+    for queue in queues:
+        queue_rows(queue.sums, queue.sizes, queue.place, queries, region.affinity == "mean")
+    votes, totals = voters.elect(queries, region.sigma)
+    for queue in queues:
+        store_votes(votes, totals, queue.place, queue.vectors, queue.rows)
+
+
+def select_large(nodes: BatchNodes, plan: MergePlan) -> BatchNodes:
+    """Return the large ones of the nodes that a plan made, in their order."""
+    return BatchNodes(
+        plan.large_counts,
+        renumber(nodes.members, plan.large_number),
+        plan.large_sizes,
+        take_rows(nodes.sums, plan.large),  # the padding's too, which nothing reads
+        take_rows(nodes.features, plan.large),
+        True,
     )
-    return nodes.features.scatter(1, chosen[..., None].expand_as(elected), elected)
-
-
-def select(nodes: BatchNodes, min_tokens: int) -> BatchNodes:
-    """Return the nodes of at least ``min_tokens`` tokens, in their order."""
-    chosen = nodes.sizes >= min_tokens
-    counts = chosen.sum(dim=1)
-    index = take_first(chosen, int(counts.max()))
-    sizes = torch.where(torch.gather(chosen, 1, index), torch.gather(nodes.sizes, 1, index), 0)
-    number = torch.where(chosen, chosen.cumsum(dim=1) - 1, -1)
-    sums = take(nodes.sums, index)  # the padding's too, which nothing reads
-    return BatchNodes(counts, renumber(nodes.members, number), sizes, sums, take(nodes.features, index), True)
-
-
-def contract(edges: Tensor, slot: Tensor, most: int) -> Tensor:
-    """Return the edges between the merged nodes, as flat indices, each once (Eq. 4); at most one is a self-loop.
-
-    Args:
-        edges: ``(2, e)`` flat indices before the merge.
-        slot: ``(b, s)`` new number of every node.
-        most: the new s.
-    """
-    b = slot.shape[0]
-    # Padding, which has no edges but self-loops, may lie outside.
-    flat = (slot.clamp_max(max(most - 1, 0)) + torch.arange(b, device=slot.device)[:, None] * most).flatten()
-    low, high = flat[edges].aminmax(dim=0)
-    keys = torch.unique(torch.where(low == high, 0, low * (b * most) + high))
-    return torch.stack([torch.div(keys, b * most, rounding_mode="floor"), keys % (b * most)])
-
-
-def take(rows: Tensor, index: Tensor) -> Tensor:
-    """The chosen ``(b, n)`` of ``(b, s, d)`` rows."""
-    return torch.gather(rows, 1, index[..., None].expand(-1, -1, rows.shape[2]))
-
-
-def take_first(chosen: Tensor, count: int) -> Tensor:
-    """The places ``(b, count)`` of what is chosen among ``(b, s)``, in order, and then of what is not."""
-    return torch.argsort((~chosen).to(torch.int8), dim=1, stable=True)[:, :count]
-
-
-def renumber(members: Tensor, number: Tensor) -> Tensor:
-    """The new number of each token's node, -1 for none."""
-    padded = torch.cat([number, number.new_full((number.shape[0], 1), -1)], dim=1)
-    return torch.gather(padded, 1, torch.where(members >= 0, members, number.shape[1]))

@@ -1,6 +1,7 @@
 """From the layers of UniAP on a whole batch to the masks that leave it, without a question per picture or layer.
 
-Axes: b pictures, t tokens of a picture (or blocks of equal ones), s nodes (the most of any picture), d feature width.
+Axes: b pictures, t tokens of a picture (or blocks of equal ones), s nodes (the most of any picture), n nodes of all
+layers, d feature width.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from s2uniseg_d2.core.labelers.batched import BatchNodes, BatchVoters, Layout, take, take_first, vote
-from s2uniseg_d2.core.labelers.emission import find_repeats, sizes_of_tokens
+from s2uniseg_d2.core.labelers.batched import BatchNodes, Layout, Queue, vote
 from s2uniseg_d2.core.labelers.supernodes import Region
+from s2uniseg_d2.core.ops.partitions import find_fresh, paint, record_partition
+from s2uniseg_d2.core.ops.vectors import store_rows
 from s2uniseg_d2.core.structures import PseudoLabels, PseudoMasks
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ class BatchCollector:
 
     Args:
         layout: of the batch.
-        config: ``min_tokens``, ``max_masks`` and ``drop_whole`` are read.
+        config: ``taus``, ``min_tokens``, ``max_masks`` and ``drop_whole`` are read.
         region: how Eq. 5 is read.
     """
 
@@ -33,10 +35,10 @@ class BatchCollector:
         self._region = region
         self._kinds = [_BatchKind(layout, config, kind == "instance") for kind in PseudoLabels._fields]
 
-    def add(self, instance: BatchNodes, semantic: BatchNodes) -> None:
-        """Take the regions of the next layer."""
-        for kind, nodes in zip(self._kinds, (instance, semantic), strict=True):
-            kind.add(nodes)
+    def add(self, instance: BatchNodes, semantic: BatchNodes, most: int) -> None:
+        """Take the regions of the next layer, at most ``most`` instances of a picture that may be masks."""
+        self._kinds[0].add(instance, most)
+        self._kinds[1].add(semantic, semantic.sizes.shape[1])
 
     def finish(self) -> list[PseudoLabels]:
         """Return the masks of every picture, by level and then by first token."""
@@ -44,11 +46,10 @@ class BatchCollector:
         waiting = [kind.await_votes(chosen) for kind, chosen in zip(self._kinds, kept, strict=True)]
         # The host's one question: how many masks there are of each picture, and how many have a V to get.
         counts = torch.stack([chosen.sum(dim=1) for chosen in (*kept, *waiting)]).tolist()
-        made = []
-        for number, kind in enumerate(self._kinds):
-            most = max(counts[len(kept) + number])
-            embeddings = kind.embed(waiting[number], most, self._layout.voters, self._region)
-            made.append(kind.make(kept[number], counts[number], embeddings))
+        made = [
+            kind.make(kept[number], counts[number], waiting[number], max(counts[len(kept) + number]), self._region)
+            for number, kind in enumerate(self._kinds)
+        ]
         return [PseudoLabels(*pair) for pair in zip(*made, strict=True)]
 
 
@@ -57,28 +58,37 @@ class _BatchKind:
         self._config = config
         self._layers: list[BatchNodes] = []
         self._fresh: list[Tensor] = []
-        self._old: list[tuple[Tensor, Tensor]] = []
+        members = layout.nodes.members
+        # Every layer's region of each token, and the tokens of that region.
+        self._old, self._old_sizes = members.new_empty(2, len(config.taus), *members.shape)
         self._nested = nested
         self._layout = layout
-        self._tokens = layout.nodes.sizes.sum(dim=1, keepdim=True)
+        self._largest = layout.nodes.sizes.sum(dim=1) - int(config.drop_whole)
+        self._most = 0
 
-    def add(self, nodes: BatchNodes) -> None:
-        fresh = nodes.sizes >= self._config.min_tokens
-        if self._config.drop_whole:
-            fresh &= nodes.sizes < self._tokens
-        labels, sizes = _flat(nodes).flatten(), nodes.sizes.flatten()
-        if self._layers:
-            # Supernodes only grow: one that an earlier layer had is in the last one too.
-            old = self._old[-1:] if self._nested else self._old
-            earlier = (torch.stack(parts) for parts in zip(*old, strict=True))
-            fresh &= ~find_repeats(labels, sizes.numel(), sizes, *earlier).view_as(fresh)
-        self._old.append((labels, sizes_of_tokens(labels, sizes)))
+    def add(self, nodes: BatchNodes, most: int) -> None:
+        count = len(self._layers)
+        # Supernodes only grow: one that an earlier layer had is in the last one too.
+        before = slice(max(0, count - 1) if self._nested else 0, count)
+        self._fresh.append(
+            find_fresh(
+                nodes.members,
+                nodes.sizes,
+                self._old[before],
+                self._old_sizes[before],
+                self._largest,
+                self._config.min_tokens,
+            )
+        )
+        record_partition(nodes.members, nodes.sizes, self._old[count], self._old_sizes[count])
         self._layers.append(nodes)
-        self._fresh.append(fresh)
+        self._most += most
 
     def keep(self) -> Tensor:
         """Which nodes ``(b, n)`` of all layers, joined, leave as masks."""
         fresh = torch.cat(self._fresh, dim=1)
+        if self._most <= self._config.max_masks:
+            return fresh
         sizes = torch.cat([nodes.sizes for nodes in self._layers], dim=1)
         # Stable: among equally large masks the finer layer and the earlier token win.
         order = torch.where(fresh, sizes, -1).argsort(dim=1, descending=True, stable=True)
@@ -86,47 +96,32 @@ class _BatchKind:
 
     def await_votes(self, kept: Tensor) -> Tensor:
         """Which of the kept nodes have no V yet."""
-        parts = [
-            torch.zeros_like(nodes.sizes, dtype=torch.bool) if nodes.waiting is None else nodes.waiting
-            for nodes in self._layers
-        ]
-        return kept & torch.cat(parts, dim=1)
+        if all(nodes.waiting is None for nodes in self._layers):
+            return torch.zeros_like(kept)
+        parts = [nodes.members.new_full((), -1).expand_as(nodes.sizes) if nodes.waiting is None else nodes.waiting
+                 for nodes in self._layers]  # fmt: skip
+        return kept & (torch.cat(parts, dim=1) >= 0)
 
-    def embed(self, waiting: Tensor, most: int, voters: BatchVoters, region: Region) -> Tensor:
-        """V ``(b, n, d)`` of all nodes, with those of the waiting ones, at most ``most`` of a picture."""
-        features = torch.cat([nodes.features for nodes in self._layers], dim=1)
-        if not most:
-            return features
-        sizes, sums = (torch.cat([getattr(nodes, name) for nodes in self._layers], dim=1) for name in ("sizes", "sums"))
-        return vote(self._layers[-1]._replace(sizes=sizes, sums=sums, features=features), waiting, most, voters, region)
+    def make(self, kept: Tensor, counts: list[int], waiting: Tensor, most: int, region: Region) -> list[PseudoMasks]:
+        """The masks of every picture, of which there are ``counts``; at most ``most`` of a picture wait for a V."""
+        layout, total, device = self._layout, sum(counts), kept.device
+        rows = self._split(torch.where(kept, kept.flatten().cumsum(0).view_as(kept) - 1, -1))
+        (_, h, w), d = layout.valid.shape, layout.nodes.sums.shape[2]
+        masks = torch.zeros(total, h, w, dtype=torch.bool, device=device)
+        vectors, levels = torch.empty(total, d, device=device), torch.empty(total, dtype=torch.int64, device=device)
+        for level, (nodes, part) in enumerate(zip(self._layers, rows, strict=True)):
+            paint(masks, part, nodes.members, layout.valid, layout.grid[1], layout.side)
+            store_rows(nodes.features, part, vectors, level, levels)
+        if most:
+            places = self._split(torch.where(waiting, waiting.cumsum(dim=1) - 1, -1))
+            queues = [
+                Queue(nodes.sums, nodes.sizes, place, vectors, part)
+                for nodes, place, part in zip(self._layers, places, rows, strict=True)
+            ]
+            vote(queues, most, layout.voters, region)
+        parts = (torch.split(values, counts) for values in (masks, vectors, levels))
+        return [PseudoMasks(*values) for values in zip(*parts, strict=True)]
 
-    def make(self, kept: Tensor, counts: list[int], embeddings: Tensor) -> list[PseudoMasks]:
-        """The masks of every picture, of which there are ``counts``."""
-        layout, b, total = self._layout, len(counts), sum(counts)
-        row = torch.where(kept, kept.flatten().cumsum(0).view_as(kept) - 1, total)
-        (_, h, w), device = layout.valid.shape, kept.device
-        masks = torch.zeros(total + 1, h * w, dtype=torch.bool, device=device)  # the last takes what is no mask
-        token = torch.arange(h * w, device=device)
-        block = token // w // layout.side * layout.grid[1] + token % w // layout.side
-        start = 0
-        for nodes in self._layers:
-            count = nodes.sizes.shape[1]
-            rows = torch.cat([row[:, start : start + count], row.new_full((b, 1), total)], dim=1)
-            of_block = torch.gather(rows, 1, torch.where(nodes.members >= 0, nodes.members, count))
-            of_token = torch.where(layout.valid.flatten(1), of_block[:, block], total)
-            masks.view(-1).scatter_(0, (of_token * (h * w) + token).flatten(), True)
-            start += count
-        chosen = take_first(kept, max(counts))
-        levels = torch.cat([torch.full_like(nodes.sizes[0], n) for n, nodes in enumerate(self._layers)])[chosen]
-        vectors = take(embeddings, chosen).float()
-        return [
-            PseudoMasks(mask, vectors[image, : len(mask)], levels[image, : len(mask)])
-            for image, mask in enumerate(torch.split(masks[:-1].view(total, h, w), counts))
-        ]
-
-
-def _flat(nodes: BatchNodes) -> Tensor:
-    """The flat index of every token's node, -1 for none."""
-    b, s = nodes.sizes.shape
-    flat = nodes.members + torch.arange(b, device=nodes.members.device)[:, None] * s
-    return torch.where(nodes.members >= 0, flat, -1)
+    def _split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Values ``(b, n)`` by layer."""
+        return torch.split(values, [nodes.sizes.shape[1] for nodes in self._layers], dim=1)

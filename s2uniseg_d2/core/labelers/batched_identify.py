@@ -6,15 +6,34 @@ node.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
-from s2uniseg_d2.core.labelers.batched import BatchNodes, BatchVoters, take
+from s2uniseg_d2.core.labelers.batched import BatchNodes, BatchVoters, Candidates
 from s2uniseg_d2.core.labelers.identify import TIE, Weighting
-from s2uniseg_d2.core.ops.edges import edge_products, join_components
+from s2uniseg_d2.core.ops.edges import (
+    FlaggedEdges,
+    bound_edges,
+    bound_pairs,
+    flag_open,
+    flag_open_pairs,
+    join_components,
+    join_pairs,
+    judge_edges,
+    list_flagged,
+    subtract_means,
+)
+from s2uniseg_d2.core.ops.transfer import ask, to_device
+from s2uniseg_d2.core.ops.vectors import mean_rows
 
 # Unit roundoff of float64.
 UNIT64 = 2.0**-53
+# How far off a GPU's product may be for each term: tensor cores keep 10 bits of both factors, and need not round sums.
+OPERANDS = 2.0**-9 + 2.0**-20
+SUMMAND = 2.0**-22
 
 
 class BatchIdentifier:
@@ -23,95 +42,76 @@ class BatchIdentifier:
     Args:
         voters: the voters.
         weighting: ω_f and ω_s.
+        taus: the thresholds.
     """
 
-    def __init__(self, voters: BatchVoters, weighting: Weighting) -> None:
+    def __init__(self, voters: BatchVoters, weighting: Weighting, taus: Sequence[float]) -> None:
         self._voters = voters
-        self._weighting = weighting
-        # Of an inner product of d terms, in which C has errors of v terms.
-        self._rounding = 4 * (voters.rows.shape[1] + 3 * voters.rows.shape[2] + 16) * UNIT64
+        _, v, d = voters.rows.shape
+        # Of an inner product of d terms, in which C has errors of v terms; eight of them in a bound.
+        slack = 8 * 4 * (v + 3 * d + 16) * UNIT64
+        rules = [[weighting.feature, weighting.spatial, tau - TIE, slack] for tau in taus]
+        self._rules = to_device(torch.tensor(rules, dtype=torch.float64), voters.rows.device)
+        self._moments = voters.moments.float()
+        # |δ_j| ≤ ε Σ_k |C_jk| |U_k|, so that ‖δ‖ ≤ ε ‖C‖ ‖U‖ with the Frobenius norm, for both ends of an edge.
+        error = OPERANDS * voters.rows.is_cuda + (d + 16) * SUMMAND
+        self._doubt = torch.linalg.matrix_norm(voters.moments) * (2.1 * error)
 
-    def group_edges(self, nodes: BatchNodes, edges: Tensor, tau: float) -> Tensor:
-        """Return the group ``(b, s)`` of every node: the flat index of its first node.
+    def group(self, jobs: Sequence[Candidates]) -> list[Tensor]:
+        """Return, for each job, the group ``(b, s)`` of every node: the flat index of its first node.
 
-        Args:
-            nodes: the nodes.
-            edges: ``(2, e)`` int64 flat indices of pairs of one picture each; self-loops do not matter.
-            tau: threshold.
+        One question to the host for all jobs, how many edges the bounds leave open, and one product to measure them.
         """
-        means = nodes.means
-        echo = means @ self._voters.moments
-        reaches = _lengths(means, echo)
-        feature = _products(nodes.features, nodes.features, edges)
-        i, j = edges
-        if nodes.voted:
-            squares = _lengths(means, means)
-            gap = squares[i] + squares[j] - 2 * _products(means, means, edges)
-        else:
-            gap = 2 - 2 * feature
-        reach = reaches[i] + reaches[j] - 2 * _products(means, echo, edges)
-        lowest, highest = self._bracket(feature, gap, reach)
-        return self._settle(nodes, means, edges, (feature, lowest, highest), tau - TIE)
+        begun = [self._bound_pairs(job) if job.edges is None else self._bound_edges(job, job.edges) for job in jobs]
+        known = ask(*(flagged.counts for _, flagged in begun))
+        rows = sum(map(max, known))
+        roots = [roots for roots, _ in begun]
+        if rows:
+            apart = self._voters.rows.new_empty(len(self._voters.rows), rows, self._voters.rows.shape[2])
+            listed, first = [], 0
+            for job, (_, flagged), counts in zip(jobs, begun, known, strict=True):
+                listed.append(list_flagged(flagged, sum(counts), job.nodes.sizes.shape[1], rows, first))
+                subtract_means(job.nodes.sums, job.nodes.sizes, listed[-1], apart)
+                first += max(counts)
+            spread = self._voters.disagree(apart)
+            states = [judge_edges(spread, part, self._rules[job.level]) for job, part in zip(jobs, listed, strict=True)]
+            roots = [
+                join_components(*parts) for parts in zip(roots, (part.edges for part in listed), states, strict=True)
+            ]
+        return [found.view_as(job.nodes.sizes) for found, job in zip(roots, jobs, strict=True)]
 
-    def group_pairs(self, nodes: BatchNodes, tau: float) -> Tensor:
-        """Return the same as :meth:`group_edges` for all pairs of nodes of each picture."""
-        b, s = nodes.sizes.shape
-        means = nodes.means
-        echo = means @ self._voters.moments
-        squares, reaches = _lengths(means, means).view(b, s), _lengths(means, echo).view(b, s)
+    def _bound_edges(self, job: Candidates, edges: Tensor) -> tuple[Tensor, FlaggedEdges]:
+        nodes, rule = job.nodes, self._rules[job.level]
+        means = mean_rows(nodes.sums, nodes.sizes, torch.float32)
+        with reduced_products(means.device):
+            echo = means @ self._moments
+        feature, state = bound_edges(nodes.features, nodes.sums, nodes.sizes, echo, self._doubt, edges, rule)
+        roots = join_components(_alone(nodes), edges, state)
+        return roots, flag_open(roots, edges, state, feature, len(nodes.sizes))
+
+    def _bound_pairs(self, job: Candidates) -> tuple[Tensor, FlaggedEdges]:
+        nodes, rule = job.nodes, self._rules[job.level]
+        means = mean_rows(nodes.sums, nodes.sizes, torch.float64)
         feature = nodes.features @ nodes.features.mT
-        gap = squares[:, :, None] + squares[:, None] - 2 * (means @ means.mT)
-        reach = reaches[:, :, None] + reaches[:, None] - 2 * (means @ echo.mT)
-        lowest, highest = self._bracket(feature, gap, reach)
-        exists = nodes.sizes > 0
-        open_ = ((highest >= tau - TIE) & exists[:, :, None] & exists[:, None]).triu_(1)
-        picture, low, high = open_.nonzero().T  # a question to the host: most pairs are far apart
-        known = (values[picture, low, high] for values in (feature, lowest, highest))
-        edges = torch.stack([picture * s + low, picture * s + high])
-        return self._settle(nodes, means, edges, tuple(known), tau - TIE)
-
-    def _bracket(self, feature: Tensor, gap: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds on S from Eq. 1, ‖D‖² and D·C·D: D·C·D / ‖D‖ ≤ Σ_k w_k |D·F_k| ≤ sqrt(D·C·D), as |D·F_k| ≤ ‖D‖."""
-        slack = 8 * self._rounding
-        widest = (reach.clamp_min(0) + slack).sqrt_()
-        narrowest = (reach - slack).clamp_min_(0) / (gap.clamp_min(0) + slack).sqrt_()
-        base = self._weighting.feature * feature + self._weighting.spatial
-        return base - self._weighting.spatial * widest - slack, base - self._weighting.spatial * narrowest + slack
-
-    def _settle(self, nodes: BatchNodes, means: Tensor, edges: Tensor, known: tuple[Tensor, ...], tau: float) -> Tensor:
-        """Decide the edges that the bounds leave open and whose ends have not met."""
-        feature, lowest, highest = known
-        b, s = nodes.sizes.shape
-        roots = join_components(torch.arange(b * s, device=edges.device), edges, lowest >= tau)
-        open_ = (lowest < tau) & (highest >= tau) & (roots[edges[0]] != roots[edges[1]])
-        index = open_.nonzero()[:, 0]  # a question to the host: Eq. 2 of all edges would cost far more
-        if index.numel():
-            left = edges[:, index]
-            spread = self._measure(means, left)
-            similarity = self._weighting.feature * feature[index] + self._weighting.spatial * (1 - spread)
-            roots = join_components(roots, left, similarity >= tau)
-        return roots.view(b, s)
-
-    def _measure(self, means: Tensor, edges: Tensor) -> Tensor:
-        """Σ_k w_k |D·F_k| of each edge; each picture's edges are a row of one padded batch."""
-        b, s, _ = means.shape
-        picture = torch.div(edges[0], s, rounding_mode="floor")
-        counts = torch.bincount(picture, minlength=b)
-        order = torch.argsort(picture, stable=True)
-        rank = torch.arange(order.numel(), device=order.device) - (counts.cumsum(0) - counts)[picture[order]]
-        most = int(counts.max())
-        ends = edges.new_zeros(2, b, most)
-        ends[:, picture[order], rank] = edges[:, order] % s
-        spread = self._voters.disagree(take(means, ends[0]) - take(means, ends[1]))
-        return spread.new_empty(order.numel()).scatter_(0, order, spread[picture[order], rank])
+        reach = means @ (means @ self._voters.moments).mT
+        state = bound_pairs(feature, means @ means.mT, reach, nodes.counts, rule)
+        roots = join_pairs(_alone(nodes), state)
+        return roots, flag_open_pairs(roots, state, feature)
 
 
-def _lengths(one: Tensor, other: Tensor) -> Tensor:
-    """The inner products of the ``(b, s, d)`` rows of two sides, ``(b * s,)``."""
-    products: Tensor = torch.linalg.vecdot(one, other)
-    return products.flatten()
+@contextmanager
+def reduced_products(device: torch.device) -> Iterator[None]:
+    """Let a GPU multiply float32 matrices by its tensor cores, where a bound allows for their rounding."""
+    if device.type != "cuda":
+        yield
+        return
+    previous = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(previous)
 
 
-def _products(one: Tensor, other: Tensor, edges: Tensor) -> Tensor:
-    """The inner products of row i of one ``(b, s, d)`` side and row j of the other for each edge of flat indices."""
-    return edge_products(one.flatten(0, 1), other.flatten(0, 1), edges)
+def _alone(nodes: BatchNodes) -> Tensor:
+    return torch.arange(nodes.sizes.numel(), device=nodes.sizes.device)

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s2uniseg_d2.core.labelers.batched import contract, lay_out
+from s2uniseg_d2.core.labelers.batched import BatchNodes, Candidates, lay_out, plan_merges, select_large
 from s2uniseg_d2.core.labelers.batched import merge as merge_batch
-from s2uniseg_d2.core.labelers.batched import select as select_batch
 from s2uniseg_d2.core.labelers.batched_emission import BatchCollector
 from s2uniseg_d2.core.labelers.batched_identify import BatchIdentifier
 from s2uniseg_d2.core.labelers.emission import MaskCollector
@@ -183,26 +182,40 @@ class UniAP:
         config = self.config
         layout = lay_out(features, sizes, config.voter_pool)
         nodes, voters, edges = layout.nodes, layout.voters, layout.edges
-        identifier = BatchIdentifier(voters, Weighting(config.omega_f, config.omega_s))
+        identifier = BatchIdentifier(voters, Weighting(config.omega_f, config.omega_s), config.taus)
         collector = BatchCollector(layout, config, self._region)
         before = layout.valid.sum(dim=(1, 2))  # that equal tokens of a block are one node already is a merge as well
-        for tau in config.taus:
+        # Semantic pooling of a layer goes on beside the instances of the next: the host asks for both at once.
+        large: BatchNodes | None = None
+        for level in range(len(config.taus)):
             active = torch.ones_like(before, dtype=torch.bool)
             while True:
-                roots = identifier.group_edges(nodes, edges, tau)
-                # A picture that is stable stays as it is while others go on.
-                itself = torch.arange(roots.numel(), device=roots.device).view_as(roots)
-                nodes, slot = merge_batch(nodes, torch.where(active[:, None], roots, itself), voters, self._region)
-                edges = contract(edges, slot, nodes.sizes.shape[1])
+                jobs = [Candidates(nodes, edges, level)]
+                if large is not None:
+                    jobs.append(Candidates(large, None, level - 1))
+                roots = identifier.group(jobs)
+                if config.until_stable:  # a picture that is stable stays as it is while others go on
+                    itself = torch.arange(roots[0].numel(), device=roots[0].device).view_as(roots[0])
+                    roots[0] = torch.where(active[:, None], roots[0], itself)
+                plans = plan_merges(jobs, roots, config.min_tokens)
+                last = nodes
+                nodes, edges = merge_batch(last, plans[0], voters, self._region), plans[0].edges
+                if large is not None:
+                    collector.add(last, merge_batch(large, plans[1], voters, None), large.sizes.shape[1])
+                    large = None
+                if not config.until_stable:
+                    break
                 active = active & (nodes.counts < before)
                 before = nodes.counts
-                if not config.until_stable or not bool(active.any()):
+                if not bool(active.any()):
                     break
-            large = select_batch(nodes, config.min_tokens)
-            groups, _ = merge_batch(large, identifier.group_pairs(large, tau), voters, None)
-            collector.add(nodes, groups)
+            large = select_large(nodes, plans[0])
             if nodes.sizes.shape[1] == 1:  # nothing is left to merge: later layers have no new mask
                 break
+        assert large is not None
+        jobs = [Candidates(large, None, level)]
+        (plan,) = plan_merges(jobs, identifier.group(jobs), config.min_tokens)
+        collector.add(nodes, merge_batch(large, plan, voters, None), large.sizes.shape[1])
         return collector.finish()
 
     def partitions(self, features: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Moving what the host knows to the device."""
+"""Moving what the host knows to the device, and asking what the device knows."""
 
 from __future__ import annotations
 
@@ -18,3 +18,16 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def ask(*values: Tensor) -> list[list[int]]:
+    """The numbers of some int64 vectors on the host, after one wait for the device.
+
+    Args:
+        values: one dimension each, on one device.
+    """
+    numbers, lists = torch.cat(values).tolist(), []
+    for part in values:
+        lists.append(numbers[: part.numel()])
+        numbers = numbers[part.numel() :]
+    return lists

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s2uniseg_d2.core.labelers import uniap
+from s2uniseg_d2.core.labelers import batched, batched_emission, batched_identify, uniap
+from s2uniseg_d2.core.labelers.batched import BatchVoters
 from s2uniseg_d2.core.labelers.batched_identify import BatchIdentifier
 from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
-from s2uniseg_d2.core.ops import edges
+from s2uniseg_d2.core.ops import edges, partitions, vectors
+from s2uniseg_d2.core.ops.transfer import ask
 from s2uniseg_d2.core.structures import PseudoLabels
 from tests.benchmarks.uniap_maps import make_features
 from tests.core.labelers.maps import KINDS, draw, make_config, make_map
@@ -84,7 +86,20 @@ def test_chunks_do_not_matter(monkeypatch):
         assert_same(one, other)
 
 
-class HostQuestions(TorchDispatchMode):
+def test_a_batch_asks_the_host_no_more_than_one_picture_and_twice_a_layer(monkeypatch):
+    features = torch.randn(1, 8, 12, 12, generator=torch.Generator().manual_seed(4)) + 1
+    asked = []
+    for module in (batched, batched_identify):
+        monkeypatch.setattr(module, "ask", lambda *values: asked.append(len(values)) or ask(*values))
+    for pictures in (1, 6):
+        labels = UniAP(UniAPConfig(min_tokens=1), batched=True)(features.repeat(pictures, 1, 1, 1))
+        assert len(labels[0].instance.masks) > 20
+        # Of a layer's instances beside the semantic pooling of the layer before: edges left to Eq. 2, and what merges.
+        assert asked == [1, 1, *[2, 2] * 4, 1, 1]
+        asked.clear()
+
+
+class HostReads(TorchDispatchMode):
     """Counts what makes the host wait on a GPU."""
 
     def __init__(self) -> None:
@@ -99,43 +114,93 @@ class HostQuestions(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_batch_asks_the_host_no_more_than_one_picture_and_some_dozen_times_a_layer():
-    features = torch.randn(1, 8, 12, 12, generator=torch.Generator().manual_seed(4)) + 1
-    questions = []
-    for pictures in (1, 6):
-        with HostQuestions() as counted:
-            labels = UniAP(UniAPConfig(min_tokens=1), batched=True)(features.repeat(pictures, 1, 1, 1))
-        assert len(labels[0].instance.masks) > 20
-        questions.append(len(counted.names))
-    assert questions[0] == questions[1]
-    # Of a layer: edges left to Eq. 2 and their most of a picture, components settled, nodes left, edges left; twice.
-    assert questions[0] <= 3 + 15 * 5
+def test_nothing_but_questions_waits_for_the_device_around_the_kernels(monkeypatch):
+    """Operations that have kernels are replaced by what they return, so that what is left is what a GPU runs."""
+    features = torch.randn(2, 8, 12, 12, generator=torch.Generator().manual_seed(4)) + 1
+    with monkeypatch.context() as patch, HostReads() as counted:
+        for module in (edges, partitions, vectors):
+            for name, function in vars(module).items():
+                if hasattr(function, "__wrapped__"):
+                    for user in (batched, batched_identify, batched_emission, partitions):
+                        if hasattr(user, name):
+                            patch.setattr(user, name, unseen(function, counted))
+        labels = UniAP(UniAPConfig(min_tokens=1), batched=True)(features)
+    assert len(labels[0].instance.masks) > 20
+    # Whether features are finite, asked before anything else.
+    assert counted.names == ["_local_scalar_dense"]
+
+
+def unseen(function, counted):
+    def call(*args, **kwargs):
+        before = len(counted.names)
+        result = function(*args, **kwargs)
+        del counted.names[before:]
+        return result
+
+    return call
 
 
 def test_bounds_leave_few_edges_to_the_voters(monkeypatch):
     measured = []
-    measure = BatchIdentifier._measure
+    listed = batched_identify.list_flagged
     monkeypatch.setattr(
-        BatchIdentifier,
-        "_measure",
-        lambda self, means, edges: measured.append(edges.shape[1]) or measure(self, means, edges),
+        batched_identify,
+        "list_flagged",
+        lambda flagged, total, *words: measured.append(total) or listed(flagged, total, *words),
     )
     UniAP(batched=True)(make_features("smooth", 32, 96, 0))
     edges = 2 * 32 * 31
     assert 0 < sum(measured) < edges / 3
 
 
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("width", [5, 256, 300])
+def test_moments_and_spread_are_those_of_all_voters(alike, width):
+    generator = torch.Generator().manual_seed(width)
+    rows = torch.randn(2, 11, width, dtype=torch.float64, generator=generator)
+    weights = torch.rand(2, 11, dtype=torch.float64, generator=generator)
+    weights = torch.full_like(weights, 1 / 11) if alike else weights
+    voters = BatchVoters.of(rows, weights, alike)
+    expected = torch.einsum("bkc,bkd,bk->bcd", rows, rows, weights)
+    torch.testing.assert_close(voters.moments, expected, rtol=0, atol=1e-12)
+    apart = torch.randn(2, 3, width, dtype=torch.float64, generator=generator)
+    expected = ((apart @ rows.mT).abs() * weights[:, None]).sum(dim=2)
+    torch.testing.assert_close(voters.disagree(apart), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "pool", "alike"), [((8, 8), 1, True), ((8, 7), 1, False), ((8, 8), 4, True), ((8, 8), 16, False)]
+)
+def test_voters_are_known_to_be_alike(size, pool, alike):
+    features = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    voters = batched.lay_out(features, [(8, 8), size], pool).voters
+    assert voters.alike == alike
+    if alike:
+        torch.testing.assert_close(voters.weights, torch.full_like(voters.weights, 1 / voters.weights.shape[1]))
+
+
+def test_tensor_cores_are_allowed_for_and_only_where_they_are():
+    precision = torch.get_float32_matmul_precision()
+    with batched_identify.reduced_products(torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == precision
+    with batched_identify.reduced_products(torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == precision
+
+
 def test_layers_end_where_every_picture_is_one_region(monkeypatch):
     rounds = []
-    group = BatchIdentifier.group_edges
+    group = BatchIdentifier.group
     monkeypatch.setattr(
-        BatchIdentifier, "group_edges", lambda self, *words: rounds.append(words[-1]) or group(self, *words)
+        BatchIdentifier,
+        "group",
+        lambda self, jobs: rounds.append([(job.level, job.edges is None) for job in jobs]) or group(self, jobs),
     )
     features = torch.ones(2, 4, 6, 6)
     features[1, :1, :, 3:] = -1  # halves of cosine 0.5, hence of similarity 0.5
     config = UniAPConfig(taus=(0.8, 0.7, 0.4, 0.2), drop_whole=False)
     labels = UniAP(config, batched=True)(features)
-    assert rounds == [0.8, 0.7, 0.4]
+    assert rounds == [[(0, False)], [(1, False), (0, True)], [(2, False), (1, True)], [(2, True)]]
     assert [image.instance.level.tolist() for image in labels] == [[0], [0, 0, 2]]
     for image in range(2):
         assert_same(labels[image], UniAP(config)(features[image : image + 1])[0])
