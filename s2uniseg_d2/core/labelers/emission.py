@@ -24,8 +24,8 @@ class MaskCollector:
             grid: rows and columns of the full token grid.
             config: ``min_tokens``, ``max_masks`` and ``drop_whole`` are read.
         """
-        self._instance = _KindCollector(grid, config)
-        self._semantic = _KindCollector(grid, config)
+        self._instance = _KindCollector(grid, config, nested=True)
+        self._semantic = _KindCollector(grid, config, nested=False)
 
     def add(self, instance: Tensor, instance_nodes: Supernodes, semantic: Tensor, semantic_nodes: Supernodes) -> None:
         """Take the regions of the next layer.
@@ -54,9 +54,11 @@ class MaskCollector:
 
 
 class _KindCollector:
-    def __init__(self, grid: tuple[int, int], config: UniAPConfig) -> None:
+    def __init__(self, grid: tuple[int, int], config: UniAPConfig, nested: bool) -> None:
         self._grid = grid
         self._config = config
+        # Supernodes of nested partitions only grow: one that an earlier partition had is in the last one too.
+        self._compared = 1 if nested else len(config.taus)
         self._layers: list[Tensor] = []
         self._old: list[tuple[Tensor, Tensor]] = []
         self.found: list[tuple[Supernodes, Tensor]] = []
@@ -68,7 +70,7 @@ class _KindCollector:
         flat, count = labels.flatten(), nodes.sizes.numel()
         if self._layers:
             fresh &= ~find_repeats(
-                flat, count, nodes.sizes, *(torch.stack(old) for old in zip(*self._old, strict=True))
+                flat, count, nodes.sizes, *(torch.stack(old) for old in zip(*self._old[-self._compared :], strict=True))
             )
         self._old.append((flat, sizes_of_tokens(flat, nodes.sizes)))
         self._layers.append(labels)

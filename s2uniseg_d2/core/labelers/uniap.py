@@ -300,8 +300,10 @@ def _check_tokens(features: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
     peak = torch.maximum(features.amax(dim=1), -features.amin(dim=1))
     bad = ~((peak > 0) & (peak < torch.inf))
     for image, (rows, columns) in enumerate(sizes):
-        bad[image, rows:] = False
-        bad[image, :, columns:] = False
+        if rows < bad.shape[1]:
+            bad[image, rows:] = False
+        if columns < bad.shape[2]:
+            bad[image, :, columns:] = False
     if bool(bad.any()):
         image, row, column = bad.nonzero()[0].tolist()
         worst = float(peak[image, row, column])
