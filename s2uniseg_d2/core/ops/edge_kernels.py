@@ -18,6 +18,12 @@ EDGE_BLOCK = 256
 NODE_BLOCK = 256
 PAIR_BLOCK = 256
 COLUMN_BLOCK = 256
+LEAST_BLOCK = 16
+
+
+def block_width(d: int) -> int:
+    """The width of a program that holds a whole row of d; Triton 3.0 takes blocks of one number for numbers."""
+    return max(int(triton.next_power_of_2(d)), LEAST_BLOCK)
 
 
 def bound_edges(
@@ -110,9 +116,7 @@ def subtract_means(sums: Tensor, sizes: Tensor, listed: OpenEdges, apart: Tensor
     """See :func:`.edges.subtract_means`; one program for each edge."""
     d, count = sums.shape[2], listed.place.numel()
     if count:
-        _subtract_means[(count,)](
-            sums, sizes, listed.edges[0], listed.edges[1], listed.place, apart, d, triton.next_power_of_2(d)
-        )
+        _subtract_means[(count,)](sums, sizes, listed.edges[0], listed.edges[1], listed.place, apart, d, block_width(d))
 
 
 def judge_edges(spread: Tensor, listed: OpenEdges, rule: Tensor) -> Tensor:

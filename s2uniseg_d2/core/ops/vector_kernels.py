@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s2uniseg_d2.core.ops.edge_kernels import block_width
+
 VOTER_BLOCK = 1024
 # Rows that one program adds up.
 RUN = 16
@@ -27,7 +29,7 @@ def add_rows(rows: Tensor, slot: Tensor, count: int, most: int) -> Tensor:
         # A power of two, which float32 holds: Triton takes numbers as such.
         scale = 2.0 ** (62 - most.bit_length())
         grid = (triton.cdiv(b * s, RUN),)
-        _add_rows[grid](rows, slot, units, b * s, s, count, d, scale, RUN, triton.next_power_of_2(d))
+        _add_rows[grid](rows, slot, units, b * s, s, count, d, scale, RUN, block_width(d))
         size = units.numel()
         _read_units[(triton.cdiv(size, UNIT_BLOCK),)](units, sums, size, 1 / scale, UNIT_BLOCK)
     return sums
@@ -38,7 +40,7 @@ def mean_rows(sums: Tensor, sizes: Tensor, dtype: torch.dtype) -> Tensor:
     means = torch.empty_like(sums, dtype=dtype)
     if means.numel():
         d = sums.shape[2]
-        _mean_rows[(sizes.numel(),)](sums, sizes, means, d, triton.next_power_of_2(d))
+        _mean_rows[(sizes.numel(),)](sums, sizes, means, d, block_width(d))
     return means
 
 
@@ -56,7 +58,7 @@ def queue_rows(sums: Tensor, sizes: Tensor, place: Tensor, queries: Tensor, by_s
             queries.shape[1],
             d,
             by_size,
-            triton.next_power_of_2(d),
+            block_width(d),
         )
 
 
@@ -77,7 +79,7 @@ def store_votes(votes: Tensor, totals: Tensor, place: Tensor, vectors: Tensor, r
     if place.numel():
         _store_votes[(place.numel(),)](
             votes, totals, place, vectors, named, place.shape[1], place.stride(0), named.stride(0), votes.shape[1], d,
-            rows is not None, triton.next_power_of_2(d),
+            rows is not None, block_width(d),
         )  # fmt: skip
 
 
@@ -85,9 +87,7 @@ def store_rows(vectors: Tensor, rows: Tensor, chosen: Tensor, level: int, levels
     """See :func:`.vectors.store_rows`; one program for each node."""
     d, s = vectors.shape[2], rows.shape[1]
     if rows.numel():
-        _store_rows[(rows.numel(),)](
-            vectors, rows, chosen, level, levels, s, rows.stride(0), d, triton.next_power_of_2(d)
-        )
+        _store_rows[(rows.numel(),)](vectors, rows, chosen, level, levels, s, rows.stride(0), d, block_width(d))
 
 
 def take_rows(vectors: Tensor, index: Tensor) -> Tensor:
@@ -95,9 +95,7 @@ def take_rows(vectors: Tensor, index: Tensor) -> Tensor:
     b, s, d = vectors.shape
     taken = torch.empty(b, index.shape[1], d, dtype=vectors.dtype, device=vectors.device)
     if index.numel():
-        _take_rows[(index.numel(),)](
-            vectors, index, taken, s, index.shape[1], index.stride(0), d, triton.next_power_of_2(d)
-        )
+        _take_rows[(index.numel(),)](vectors, index, taken, s, index.shape[1], index.stride(0), d, block_width(d))
     return taken
 
 
@@ -123,8 +121,8 @@ def _add_rows(rows, slots, units, count, stride, left, width, scale, RUN: tl.con
     target = first * 0 - 1
     for step in range(RUN):
         node = first + step
-        slot = tl.load(slots + node, mask=node < count, other=-1)
-        own = tl.where(slot >= 0, node // stride * left + slot, -1)
+        slot = tl.load(slots + tl.minimum(node, count - 1))
+        own = tl.where((slot >= 0) & (node < count), node // stride * left + slot, -1)
         # What was added up leaves before another sum begins.
         ends = column < tl.where((own != target) & (target >= 0), width, 0)
         tl.atomic_add(units + target * width + column, tl.floor(total * scale + 0.5).to(tl.int64), mask=ends)
@@ -202,12 +200,12 @@ def _store_votes(  # type: ignore[no-untyped-def]
     row = node
     if HAS_ROWS:
         row = tl.load(rows + graph * row_step + node % stride)
-    query = graph * most + place
+    query = graph * most + tl.maximum(place, 0)
     column = tl.arange(0, BLOCK)
     inside = column < tl.where(place >= 0, width, 0)
     vote = tl.load(votes + query * width + column, mask=inside, other=0.0)
     length = tl.sqrt(tl.sum(vote * vote, axis=0))
-    total = tl.load(totals + query, mask=place >= 0, other=1.0)
+    total = tl.load(totals + query)
     lasting = length * 1000000000 > total
     direction = tl.where(lasting, vote / tl.where(lasting, length, total), 0.0)
     tl.store(vectors + row * width + column, direction.to(vectors.dtype.element_ty), mask=inside)
@@ -221,7 +219,9 @@ def _store_rows(vectors, rows, chosen, level, levels, stride, step, width, BLOCK
     inside = column < tl.where(row >= 0, width, 0)
     vector = tl.load(vectors + node * width + column, mask=inside, other=0.0)
     tl.store(chosen + row * width + column, vector.to(chosen.dtype.element_ty), mask=inside)
-    tl.store(levels + row, row * 0 + level, mask=row >= 0)
+    # As a block: Triton 3.0's interpreter stores single numbers whatever their mask.
+    first = column < tl.where(row >= 0, 1, 0)
+    tl.store(levels + row + column, column * 0 + level, mask=first)
 
 
 @triton.jit(do_not_specialize=["stride", "left", "step"])  # type: ignore[untyped-decorator]
@@ -230,7 +230,8 @@ def _take_rows(vectors, index, taken, stride, left, step, width, BLOCK: tl.const
     node = row // left * stride + tl.load(index + row // left * step + row % left)
     column = tl.arange(0, BLOCK)
     inside = column < width
-    tl.store(taken + row * width + column, tl.load(vectors + node * width + column, mask=inside), mask=inside)
+    vector = tl.load(vectors + node * width + column, mask=inside, other=0.0)
+    tl.store(taken + row * width + column, vector, mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "blocks", "blocks_in_row"])  # type: ignore[untyped-decorator]
