@@ -115,6 +115,51 @@ def test_a_full_gpu_is_told_with_what_needs_less(monkeypatch, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, however the tests were started, and does so again afterwards."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_ctrl_c_does_not_come_up_in_what_the_first_one_ends(monkeypatch, capsys, interruptible):
+    class Loader:
+        def __del__(self):
+            press()
+
+    def interrupted(_):
+        try:
+            press()
+        finally:
+            Loader()
+
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    monkeypatch.setattr(command, "dry_run", interrupted)
+    assert load("train_net.py").main(["--dry-run"]) == 130
+    assert capsys.readouterr().err == "train_net.py: interrupted; a dry run leaves nothing\n"
+    assert unraisable == []
+
+
+def test_the_first_and_the_third_ctrl_c_raise(interruptible):
+    with command._forgive_second_interrupt():
+        with pytest.raises(KeyboardInterrupt):
+            press()
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            press()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with command._forgive_second_interrupt():
+        press()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 @pytest.mark.slow
 def test_ctrl_c_on_a_terminal_twice_before_the_first_checkpoint(tmp_path):
     pictures = write_pictures(tmp_path / "pictures")

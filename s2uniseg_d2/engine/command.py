@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from torch.cuda import OutOfMemoryError
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -33,6 +37,11 @@ def execute(args: argparse.Namespace, name: str = "train_net.py") -> int:
     Returns:
         The exit status (:mod:`s2uniseg_d2.exit_status`).
     """
+    with _forgive_second_interrupt():
+        return _execute(args, name)
+
+
+def _execute(args: argparse.Namespace, name: str) -> int:
     folder = None
     try:
         if args.dry_run:
@@ -68,6 +77,32 @@ def execute(args: argparse.Namespace, name: str = "train_net.py") -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         return status
     return 0
+
+
+@contextmanager
+def _forgive_second_interrupt() -> Iterator[None]:
+    """Pass over a second Ctrl-C while the first one's KeyboardInterrupt is on its way; a third raises again.
+
+    A second KeyboardInterrupt would often come up where Python can only print it, in the end of a data loader.
+    """
+    main, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGINT)
+    if not main or before is not signal.default_int_handler:
+        yield
+        return
+    presses = 0
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+        if presses != 2:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)
 
 
 def _what_is_kept(args: argparse.Namespace, folder: Path | None) -> str:

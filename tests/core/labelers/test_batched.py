@@ -55,6 +55,16 @@ def test_an_empty_batch_and_one_without_masks():
     assert labels.instance.masks.shape == labels.semantic.masks.shape == (0, 4, 4)
 
 
+@pytest.mark.parametrize("most", [1, 3, 20])
+def test_the_largest_masks_of_each_picture_are_kept(most):
+    features = torch.randn(3, 4, 9, 9, generator=torch.Generator().manual_seed(9)) + 1
+    sizes = [(9, 9), (5, 9), (1, 1)]
+    config = UniAPConfig(min_tokens=1, max_masks=most)
+    for image, found in enumerate(UniAP(config, batched=True)(features, sizes)):
+        assert len(found.instance.masks) == (most if image < 2 else 0)
+        assert_same(found, UniAP(config)(features[image : image + 1], sizes[image : image + 1])[0])
+
+
 def test_a_large_batch_goes_in_parts(monkeypatch):
     features = torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(7)) + 1
     whole = UniAP(batched=True)(features)
