@@ -18,7 +18,7 @@ EXPECTED = {
     # the assignment runs on the CPU: the costs of all layers, groups and views go there in one copy
     ("core/losses/matching.py", "match_masks", "cpu"): 1,
     # flips and boxes are the mapper's and stay on the CPU: no wait
-    ("modeling/targets.py", "crop_labels_to_views", "tolist"): PICTURES,
+    ("modeling/targets.py", "_crop_to_all_views", "tolist"): 1,
     ("core/ops/masks.py", "_check_box", "tolist"): PICTURES * VIEWS,
 }
 

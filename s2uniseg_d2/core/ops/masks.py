@@ -6,9 +6,12 @@ Axes: n masks, h and w rows and columns of the output grid, H4 and W4 those of t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from s2uniseg_d2.core.ops.transfer import to_device
 
 
 def crop_masks(masks: Tensor, box: Tensor, flip: bool, size: tuple[int, int], stride: int = 4) -> Tensor:
@@ -33,22 +36,63 @@ def crop_masks(masks: Tensor, box: Tensor, flip: bool, size: tuple[int, int], st
         ValueError: if ``masks`` are not bool maps, ``size`` is not positive, or the box is not finite, has no area or
             lies outside the global view.
     """
-    if masks.dim() != 3 or masks.dtype != torch.bool:
-        raise ValueError(f"masks must be bool of shape (n, H4, W4), got {masks.dtype} of shape {tuple(masks.shape)}")
-    if min(size) < 1:
-        raise ValueError(f"size must be positive, got {tuple(size)}")
-    rows, columns = masks.shape[-2:]
-    x0, y0, x1, y1 = _check_box(box, height=rows * stride, width=columns * stride)
-    if flip:
-        x0, x1 = x1, x0
-    row, row_next, row_share, row_inside = _sample_axis(y0 / stride, y1 / stride, size[0], rows, masks.device)
-    column, column_next, column_share, column_inside = _sample_axis(
-        x0 / stride, x1 / stride, size[1], columns, masks.device
-    )
+    _check_masks(masks, size)
+    n = torch.arange(len(masks))
+    return crop_masks_to_views(masks, box[None], [flip], torch.stack([n, torch.zeros_like(n)]), size, stride)
+
+
+def crop_masks_to_views(
+    masks: Tensor,
+    boxes: Tensor,
+    flips: Sequence[bool],
+    pairs: Tensor,
+    size: tuple[int, int],
+    stride: int = 4,
+    extents: Sequence[tuple[int, int]] | None = None,
+) -> Tensor:
+    """Some masks as some local views see them, each pair as :func:`crop_masks` does, with as few calls as for one.
+
+    Args:
+        masks: ``(n, H4, W4)`` bool.
+        boxes: ``(v, 4)`` XYXY of the local views in pixels of the global view; best on the CPU, their numbers are read.
+        flips: whether each local view is mirrored left to right.
+        pairs: ``(2, p)`` int64 the mask and the view of each result; best on the CPU, from where it is moved.
+        size: rows and columns ``(h, w)`` of the local views' grid.
+        stride: pixels of the global view per cell of ``masks``.
+        extents: rows and columns of cells that each local view's global view has, the rest of ``masks`` being padding;
+            None: all.
+
+    Returns:
+        ``(p, h, w)`` bool.
+
+    Raises:
+        ValueError: as :func:`crop_masks`.
+    """
+    _check_masks(masks, size)
+    if extents is None:
+        extents = [(masks.shape[1], masks.shape[2])] * len(boxes)
+    corners = [
+        _check_box(box, height=rows * stride, width=columns * stride)
+        for box, (rows, columns) in zip(boxes, extents, strict=True)
+    ]
+    down = [(y0 / stride, y1 / stride) for _, y0, _, y1 in corners]
+    along = [
+        (x1 / stride, x0 / stride) if flip else (x0 / stride, x1 / stride)
+        for (x0, _, x1, _), flip in zip(corners, flips, strict=True)
+    ]
+    row, row_next, row_share, row_inside = _sample_axis(down, size[0], [rows for rows, _ in extents])
+    column, column_next, column_share, column_inside = _sample_axis(along, size[1], [columns for _, columns in extents])
+    mask, view = to_device(pairs, masks.device)
+    # what each view reads of a mask: one copy of whole numbers, one of shares
+    places = to_device(torch.cat([row, row_next, column, column_next], dim=1), masks.device)[view]
+    shares = to_device(torch.cat([row_share, column_share], dim=1), masks.device)[view]
+    inside = to_device(row_inside[:, :, None] & column_inside[:, None], masks.device)[view]
+    row, row_next, column, column_next = torch.split(places, [size[0], size[0], size[1], size[1]], dim=1)
+    row_share, column_share = torch.split(shares, list(size), dim=1)
     # bilinear sampling on an axis-parallel grid is linear along the rows, then along the columns
-    by_row = torch.lerp(masks[:, row].float(), masks[:, row_next].float(), row_share[:, None])
-    sampled = torch.lerp(by_row[:, :, column], by_row[:, :, column_next], column_share)
-    return (sampled >= 0.5) & row_inside[:, None] & column_inside
+    by_row = torch.lerp(masks[mask[:, None], row].float(), masks[mask[:, None], row_next].float(), row_share[..., None])
+    left, right = (by_row.gather(2, x[:, None].expand(-1, size[0], -1)) for x in (column, column_next))
+    return (torch.lerp(left, right, column_share[:, None]) >= 0.5) & inside
 
 
 def nonempty(masks: Tensor) -> Tensor:
@@ -79,6 +123,13 @@ def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
     return first, last
 
 
+def _check_masks(masks: Tensor, size: tuple[int, int]) -> None:
+    if masks.dim() != 3 or masks.dtype != torch.bool:
+        raise ValueError(f"masks must be bool of shape (n, H4, W4), got {masks.dtype} of shape {tuple(masks.shape)}")
+    if min(size) < 1:
+        raise ValueError(f"size must be positive, got {tuple(size)}")
+
+
 def _check_box(box: Tensor, *, height: int, width: int) -> tuple[float, float, float, float]:
     numbers = [float(value) for value in box.flatten().tolist()]
     if len(numbers) != 4 or not all(math.isfinite(value) for value in numbers):
@@ -92,17 +143,19 @@ def _check_box(box: Tensor, *, height: int, width: int) -> tuple[float, float, f
 
 
 def _sample_axis(
-    start: float, end: float, count: int, length: int, device: torch.device
+    ends: Sequence[tuple[float, float]], count: int, lengths: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where ``count`` cell centres between ``start`` and ``end`` (in cells, end may lie before start) fall.
+    """Where ``count`` cell centres between both ends of each view (in cells, in either order) fall, ``(v, count)``.
 
     Returns:
-        Lower and upper neighbour of each, the upper's share, and whether the centre lies within [0, ``length``].
+        Lower and upper neighbour of each, the upper's share, and whether the centre lies within [0, its length].
     """
-    steps = (torch.arange(count, dtype=torch.float32, device=device) + 0.5) / count
-    position = start + steps * (end - start)
+    start, end = torch.tensor(ends, dtype=torch.float64).view(-1, 2, 1).unbind(1)
+    length = torch.tensor(lengths)[:, None]
+    steps = (torch.arange(count, dtype=torch.float32) + 0.5) / count
+    position = start.float() + steps * (end - start).float()
     inside = (position >= 0) & (position <= length)
     # a cell's value stands at its centre
-    position = (position - 0.5).clamp(0, length - 1)
+    position = torch.minimum((position - 0.5).clamp_min(0), length - 1.0)
     lower = position.floor().long()
-    return lower, (lower + 1).clamp(max=length - 1), position - lower, inside
+    return lower, torch.minimum(lower + 1, length - 1), position - lower, inside

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2uniseg_d2.core.ops.masks import crop_masks, mask_boxes, nonempty
+from s2uniseg_d2.core.ops.masks import crop_masks, crop_masks_to_views, mask_boxes, nonempty
 
 FULL = torch.tensor([0.0, 0.0, 64.0, 48.0])
 
@@ -14,16 +14,19 @@ def random_masks(n: int = 5, h: int = 12, w: int = 16, seed: int = 0) -> torch.T
     return torch.rand(n, h, w, generator=torch.Generator().manual_seed(seed)) > 0.5
 
 
-def slow_crop(mask: torch.Tensor, box: list[float], flip: bool, size: tuple[int, int], stride: int) -> torch.Tensor:
-    """One cell after the other, in Python floats."""
+def slow_crop(
+    mask: torch.Tensor, box: list[float], flip: bool, size: tuple[int, int], stride: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One cell after the other, in Python floats; also which cells float32 may round to the other side of a tie."""
     rows, columns = mask.shape
     x0, y0, x1, y1 = box
-    out = torch.zeros(size, dtype=torch.bool)
+    out, doubtful = torch.zeros(2, *size, dtype=torch.bool)
     for i in range(size[0]):
         for j in range(size[1]):
             u, v = (j + 0.5) / size[1], (i + 0.5) / size[0]
             x = x0 + (1 - u if flip else u) * (x1 - x0)
             y = y0 + v * (y1 - y0)
+            doubtful[i, j] = min(abs(x), abs(x - columns * stride), abs(y), abs(y - rows * stride)) < 1e-4
             if not (0 <= x <= columns * stride and 0 <= y <= rows * stride):
                 continue
             value = 0.0
@@ -34,7 +37,8 @@ def slow_crop(mask: torch.Tensor, box: list[float], flip: bool, size: tuple[int,
                     share = max(0.0, 1 - abs(near_x - column)) * max(0.0, 1 - abs(near_y - row))
                     value += share * float(mask[row, column])
             out[i, j] = value >= 0.5
-    return out
+            doubtful[i, j] |= abs(value - 0.5) < 1e-5
+    return out, doubtful
 
 
 def test_the_whole_view_is_the_identity_and_flip_mirrors():
@@ -63,9 +67,8 @@ def test_equals_a_slow_loop(x0, y0, width, height, flip, seed):
     mask = random_masks(1, 6, 8, seed)[0]
     box = [x0 / 2, y0 / 2, x0 / 2 + width, y0 / 2 + height]
     got = crop_masks(mask[None], torch.tensor(box, dtype=torch.float64), flip, (5, 7))[0]
-    wanted = slow_crop(mask, box, flip, (5, 7), 4)
-    # float32 may fall on the other side of an exact tie
-    assert (got != wanted).sum() <= 1
+    wanted, doubtful = slow_crop(mask, box, flip, (5, 7), 4)
+    assert torch.equal(got & ~doubtful, wanted & ~doubtful)
     if all(value == int(value) for value in box):
         assert torch.equal(got, wanted)
 
@@ -97,6 +100,24 @@ def test_a_full_mask_stays_full_up_to_the_rim_and_ends_there():
     over = crop_masks(masks, torch.tensor([-32.0, 0.0, 32.0, 48.0]), False, (12, 16))[0]
     assert not over[:, :8].any()
     assert over[:, 8:].all()
+
+
+def test_pairs_of_masks_and_views_are_cropped_as_one_by_one():
+    generator = torch.Generator().manual_seed(3)
+    masks = torch.rand(5, 9, 11, generator=generator) > 0.5
+    extents = [(9, 11), (6, 8), (9, 4)]
+    boxes = torch.tensor([[3.2, 0.0, 30.1, 33.0], [-4.0, 2.5, 20.0, 40.0], [1.0, 1.0, 9.5, 7.25]])
+    flips = [False, True, True]
+    pairs = torch.tensor([[4, 0, 2, 2, 1, 0], [0, 1, 2, 1, 1, 0]])
+    found = crop_masks_to_views(masks, boxes, flips, pairs, (5, 7), extents=extents)
+    for crop, (mask, view) in zip(found, pairs.T.tolist(), strict=True):
+        rows, columns = extents[view]
+        assert torch.equal(
+            crop, crop_masks(masks[mask : mask + 1, :rows, :columns], boxes[view], flips[view], (5, 7))[0]
+        )
+    assert 0 < int(found.sum()) < found.numel()
+    with pytest.raises(ValueError, match="overlap the global view of 16 x 36"):
+        crop_masks_to_views(masks, boxes + torch.tensor([17.0, 0, 17, 0]), flips, pairs, (5, 7), extents=extents)
 
 
 def test_ties_are_present():
