@@ -13,6 +13,10 @@ from torch import Tensor
 
 from s2uniseg_d2.core.ops.transfer import to_device
 
+# Numbers that a temporary tensor may hold: 64 MiB of float32, and on the CPU 1 MiB, which stays in the cache.
+TEMPORARY = 2**24
+CACHED = 2**18
+
 
 def crop_masks(masks: Tensor, box: Tensor, flip: bool, size: tuple[int, int], stride: int = 4) -> Tensor:
     """The masks as a local view sees them, on the local view's own grid.
@@ -82,17 +86,25 @@ def crop_masks_to_views(
     ]
     row, row_next, row_share, row_inside = _sample_axis(down, size[0], [rows for rows, _ in extents])
     column, column_next, column_share, column_inside = _sample_axis(along, size[1], [columns for _, columns in extents])
-    mask, view = to_device(pairs, masks.device)
-    # what each view reads of a mask: one copy of whole numbers, one of shares
-    places = to_device(torch.cat([row, row_next, column, column_next], dim=1), masks.device)[view]
-    shares = to_device(torch.cat([row_share, column_share], dim=1), masks.device)[view]
-    inside = to_device(row_inside[:, :, None] & column_inside[:, None], masks.device)[view]
+    # what each view reads of a mask: whole numbers, shares, and what lies within the global view
+    places = to_device(torch.cat([row, row_next, column, column_next], dim=1), masks.device)
+    shares = to_device(torch.cat([row_share, column_share], dim=1), masks.device)
+    inside = to_device(row_inside[:, :, None] & column_inside[:, None], masks.device)
+    most = CACHED if masks.device.type == "cpu" else TEMPORARY
+    parts = torch.split(to_device(pairs, masks.device), max(1, most // (size[0] * max(masks.shape[2], 1))), dim=1)
+    crops = [_sample(masks, mask, places[view], shares[view], size) & inside[view] for mask, view in parts]
+    return torch.cat(crops)
+
+
+def _sample(masks: Tensor, mask: Tensor, places: Tensor, shares: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where the chosen masks, read bilinearly, are 0.5 or more."""
     row, row_next, column, column_next = torch.split(places, [size[0], size[0], size[1], size[1]], dim=1)
     row_share, column_share = torch.split(shares, list(size), dim=1)
     # bilinear sampling on an axis-parallel grid is linear along the rows, then along the columns
     by_row = torch.lerp(masks[mask[:, None], row].float(), masks[mask[:, None], row_next].float(), row_share[..., None])
     left, right = (by_row.gather(2, x[:, None].expand(-1, size[0], -1)) for x in (column, column_next))
-    return (torch.lerp(left, right, column_share[:, None]) >= 0.5) & inside
+    sampled: Tensor = torch.lerp(left, right, column_share[:, None])
+    return sampled >= 0.5
 
 
 def nonempty(masks: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s2uniseg_d2.core.ops import masks as masks_module
 from s2uniseg_d2.core.ops.masks import crop_masks, crop_masks_to_views, mask_boxes, nonempty
 
 FULL = torch.tensor([0.0, 0.0, 64.0, 48.0])
@@ -102,7 +103,9 @@ def test_a_full_mask_stays_full_up_to_the_rim_and_ends_there():
     assert over[:, 8:].all()
 
 
-def test_pairs_of_masks_and_views_are_cropped_as_one_by_one():
+@pytest.mark.parametrize("cached", [1, 2 * 5 * 11, 2**18])
+def test_pairs_of_masks_and_views_are_cropped_as_one_by_one(monkeypatch, cached):
+    monkeypatch.setattr(masks_module, "CACHED", cached)
     generator = torch.Generator().manual_seed(3)
     masks = torch.rand(5, 9, 11, generator=generator) > 0.5
     extents = [(9, 11), (6, 8), (9, 4)]
