@@ -146,11 +146,14 @@ def test_a_second_ctrl_c_does_not_come_up_in_what_the_first_one_ends(monkeypatch
     assert unraisable == []
 
 
-def test_the_first_and_the_third_ctrl_c_raise(interruptible):
+def test_the_first_the_third_and_a_late_ctrl_c_raise(monkeypatch, interruptible):
     with command._forgive_second_interrupt():
         with pytest.raises(KeyboardInterrupt):
             press()
         press()
+        with pytest.raises(KeyboardInterrupt):
+            press()
+        monkeypatch.setattr(command, "FORGIVEN_S", 0)  # much later
         with pytest.raises(KeyboardInterrupt):
             press()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

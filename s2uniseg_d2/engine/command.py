@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ from .processes import start
 from .run import prepare, run
 from .stopping import SIGNALS, Terminated, how_to_go_on
 
+# Seconds after a Ctrl-C in which another one is taken for the same.
+FORGIVEN_S = 5
 LESS_MEMORY = (
     "less is needed by smaller pictures (INPUT.GLOBAL_LONGEST_PX), fewer views (INPUT.VIEWS.NUM), more "
     "SOLVER.ACCUMULATION_STEPS, or MODEL.RECOMPUTE True"
@@ -81,7 +85,7 @@ def _execute(args: argparse.Namespace, name: str) -> int:
 
 @contextmanager
 def _forgive_second_interrupt() -> Iterator[None]:
-    """Pass over a second Ctrl-C while the first one's KeyboardInterrupt is on its way; a third raises again.
+    """Pass over a second Ctrl-C soon after the first, whose KeyboardInterrupt is on its way; a third raises again.
 
     A second KeyboardInterrupt would often come up where Python can only print it, in the end of a data loader.
     """
@@ -89,12 +93,13 @@ def _forgive_second_interrupt() -> Iterator[None]:
     if not main or before is not signal.default_int_handler:
         yield
         return
-    presses = 0
+    last_s = -math.inf
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        nonlocal presses
-        presses += 1
-        if presses != 2:
+        nonlocal last_s
+        is_second = time.monotonic() - last_s < FORGIVEN_S
+        last_s = -math.inf if is_second else time.monotonic()
+        if not is_second:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)

@@ -57,7 +57,7 @@ def crop_labels_to_views(
         The targets under ``instance`` and ``semantic``.
 
     Raises:
-        ValueError: if an item carries no pseudo-labels.
+        ValueError: if an item carries no pseudo-labels, or masks that are not bool or of two sizes.
     """
     labels = []
     for item in batch:
@@ -104,6 +104,11 @@ def _crop_to_all_views(
     for item, both, (rows, columns) in zip(batch, labels, extents, strict=True):
         start = first
         for kind in both:
+            if kind.masks.dtype != torch.bool or kind.masks.shape[1:] != (rows, columns):
+                raise ValueError(
+                    f"masks must be bool of shape (n, {rows}, {columns}) in both kinds of a picture's labels, got "
+                    f"{kind.masks.dtype} of shape {tuple(kind.masks.shape)}"
+                )
             last = first + len(kind.masks)
             masks[first:last, :rows, :columns] = to_device(kind.masks, device)
             first = last

@@ -94,6 +94,29 @@ def test_a_batch_equals_its_pictures_one_by_one_and_is_read_once(monkeypatch):
     assert sum(together["instance"].masks.counts) > 6
 
 
+def test_pictures_of_different_sizes_share_a_batch():
+    generator = torch.Generator().manual_seed(2)
+    boxes = [[0.0, 0.0, 9.0, 9.0], [-3.0, 4.0, 16.0, 30.0]]
+    batch = [
+        item(torch.rand(3, rows, columns, generator=generator) > 0.5, boxes, [False, True])
+        for rows, columns in ((8, 4), (5, 9), (8, 9))
+    ]
+    together = crop_labels_to_views(batch, (4, 4), CPU)
+    for kind, targets in together.items():
+        alone = [crop_labels_to_views([one], (4, 4), CPU)[kind] for one in batch]
+        assert torch.equal(targets.masks.masks, torch.cat([part.masks.masks for part in alone]))
+        assert torch.equal(targets.embeddings, torch.cat([part.embeddings for part in alone]))
+    assert sum(together["instance"].masks.counts) > 9
+
+
+@pytest.mark.parametrize("masks", [torch.ones(1, 8, 8), torch.ones(1, 1, 8, dtype=torch.bool)])
+def test_masks_of_another_type_or_size_are_refused(masks):
+    one = item(torch.ones(2, 8, 8, dtype=torch.bool), [[0.0, 0.0, 9.0, 9.0]], [False])
+    one["pseudo"] = one["pseudo"]._replace(semantic=labels(masks))
+    with pytest.raises(ValueError, match=r"masks must be bool of shape \(n, 8, 8\) in both kinds.*got"):
+        crop_labels_to_views([one], (4, 4), CPU)
+
+
 def test_matched_embeddings_follow_the_pairs_over_views_of_different_length():
     rows = torch.arange(12.0).view(6, 2)
     targets = ViewTargets(TargetMasks.of(torch.zeros(6, 1, 1, dtype=torch.bool), (3, 0, 3)), rows)

@@ -43,6 +43,7 @@ class BatchNodes(NamedTuple):
         sizes: ``(b, s)`` int64 tokens per node, 0 for padding.
         sums: ``(b, s, d)`` float64 R = M F.
         features: ``(b, s, d)`` float64 V.
+        most: tokens of the grid: no node has more.
         voted: whether V is that of Eq. 5; before the first layer it is F.
         waiting: ``(b, s)`` int64 place of each node whose V has yet to be voted, -1 for the others; None for none.
     """
@@ -52,6 +53,7 @@ class BatchNodes(NamedTuple):
     sizes: Tensor
     sums: Tensor
     features: Tensor
+    most: int
     voted: bool
     waiting: Tensor | None = None
 
@@ -162,7 +164,7 @@ def lay_out(features: Tensor, sizes: Sequence[tuple[int, int]], voter_pool: int)
         (extent[:, axis, None] - side * torch.arange(n, device=device)).clamp(0, side) for axis, n in enumerate(grid)
     ]
     tokens = (along[0][:, :, None] * along[1][:, None]).flatten(1)
-    nodes = place_nodes(normalise_tokens(features, valid, side), tokens, side == 1)
+    nodes = place_nodes(normalise_tokens(features, valid, side), tokens, side)
     index = torch.arange(b * grid[0] * grid[1], device=device).view(b, *grid)
     exists = (tokens > 0).view(b, *grid)
     pairs = [
@@ -177,16 +179,17 @@ def lay_out(features: Tensor, sizes: Sequence[tuple[int, int]], voter_pool: int)
     return Layout(nodes, _pool_voters(nodes, grid, pool // side, alike), edges, grid, side, valid)
 
 
-def place_nodes(rows: Tensor, sizes: Tensor, alone: bool) -> BatchNodes:
+def place_nodes(rows: Tensor, sizes: Tensor, side: int) -> BatchNodes:
     """Return the nodes before the first layer, one per row.
 
     Args:
         rows: ``(b, t, d)`` float64 unit rows, zero in the padding.
         sizes: ``(b, t)`` int64 tokens that each stands for, 0 in the padding.
-        alone: whether each stands for one token.
+        side: tokens along a side of the block that each stands for.
     """
     members = torch.where(sizes > 0, torch.arange(sizes.shape[1], device=rows.device), -1)
-    return BatchNodes((sizes > 0).sum(dim=1), members, sizes, rows if alone else rows * sizes[..., None], rows, False)
+    sums = rows if side == 1 else rows * sizes[..., None]
+    return BatchNodes((sizes > 0).sum(dim=1), members, sizes, sums, rows, side**2 * sizes.shape[1], False)
 
 
 def _block_side(features: Tensor, sizes: Sequence[tuple[int, int]], valid: Tensor) -> int:
@@ -222,8 +225,8 @@ def _pool_voters(nodes: BatchNodes, grid: tuple[int, int], side: int, alike: boo
 
 
 def _add(nodes: BatchNodes, slot: Tensor, count: int) -> Tensor:
-    """The sums ``(b, count, d)`` of unit rows, of at most the largest block for each token."""
-    return add_rows(nodes.sums, slot, count, max(BLOCK_SIDES) ** 2 * nodes.members.shape[1])
+    """The sums ``(b, count, d)`` of nodes' sums of unit rows."""
+    return add_rows(nodes.sums, slot, count, nodes.most)
 
 
 def plan_merges(jobs: Sequence[Candidates], roots: Sequence[Tensor], min_tokens: int) -> list[MergePlan]:
@@ -250,7 +253,14 @@ def merge(nodes: BatchNodes, plan: MergePlan, voters: BatchVoters, region: Regio
     sums = _add(nodes, plan.slot, plan.sizes.shape[1])
     features = take_rows(nodes.features, plan.before) if nodes.voted else torch.zeros_like(sums)
     merged = BatchNodes(
-        plan.counts, renumber(nodes.members, plan.slot), plan.sizes, sums, features, True, waiting=plan.place
+        plan.counts,
+        renumber(nodes.members, plan.slot),
+        plan.sizes,
+        sums,
+        features,
+        nodes.most,
+        True,
+        waiting=plan.place,
     )
     if region is None:
         return merged
@@ -290,5 +300,6 @@ def select_large(nodes: BatchNodes, plan: MergePlan) -> BatchNodes:
         plan.large_sizes,
         take_rows(nodes.sums, plan.large),  # the padding's too, which nothing reads
         take_rows(nodes.features, plan.large),
+        nodes.most,
         True,
     )

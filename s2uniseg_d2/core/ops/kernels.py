@@ -54,7 +54,16 @@ def _builds_kernels(device: torch.device) -> bool:
         with torch.cuda.device(device):
             node = torch.zeros(2, 1, dtype=torch.int64, device=device)
             kernels.join_components(node[0], node, torch.ones(1, dtype=torch.int8, device=device))
-    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except _build_errors() as error:
         _LOGGER.warning("Triton builds no kernels here, so that UniAP on %s takes longer: %s", device, error)
         return False
     return True
+
+
+def _build_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises where it is missing, or the GPU or the compiler is none that it can use."""
+    errors = (ImportError, OSError, RuntimeError, subprocess.SubprocessError)
+    try:
+        return (*errors, import_module("triton.errors").TritonError)
+    except (ImportError, AttributeError):  # older Tritons raise RuntimeError
+        return errors

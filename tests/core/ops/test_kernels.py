@@ -75,9 +75,18 @@ def assert_same(one, other):
 
 
 @outside
-def test_a_gpu_without_kernels_is_told_of_once(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "s2uniseg_d2.core.ops.edge_kernels", None)
-    monkeypatch.delattr("s2uniseg_d2.core.ops.edge_kernels", raising=False)
+@pytest.mark.parametrize("error", [ImportError("no Triton"), RuntimeError("no compiler"), "of Triton"])
+def test_a_gpu_without_kernels_is_told_of_once(monkeypatch, caplog, error):
+    if error == "of Triton":
+        error = pytest.importorskip("triton.errors", reason="this Triton raises RuntimeError").TritonError("sm_60")
+    real = kernels.import_module
+
+    def refuse(name):
+        if name.endswith(".edge_kernels"):
+            raise error
+        return real(name)
+
+    monkeypatch.setattr(kernels, "import_module", refuse)
     kernels._builds_kernels.cache_clear()
     device = torch.device("cuda", 0)
     with caplog.at_level("WARNING"):
@@ -85,6 +94,16 @@ def test_a_gpu_without_kernels_is_told_of_once(monkeypatch, caplog):
         assert not kernels.has_kernels(device)
     kernels._builds_kernels.cache_clear()
     assert [record.message.startswith("Triton builds no kernels here") for record in caplog.records] == [True]
+
+
+def test_a_triton_without_errors_of_its_own_or_none_at_all_adds_none(monkeypatch):
+    def refuse(name):
+        raise ImportError
+
+    monkeypatch.setattr(kernels, "import_module", refuse)
+    errors = kernels._build_errors()
+    assert ImportError in errors
+    assert all(error.__module__ in ("builtins", "subprocess") for error in errors)
 
 
 def test_a_function_runs_as_its_kernel_where_there_are_some(monkeypatch):
