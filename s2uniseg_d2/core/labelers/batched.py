@@ -1,10 +1,10 @@
 """UniAP on a whole batch at once, for devices that wait at every question of the host: float64, fixed shapes.
 
 Axes: b pictures, t tokens of a picture (or blocks of equal ones), v voters, s nodes (the most of any picture), d
-feature width. As many kernels are launched and as many questions asked as for one picture. There are four questions a
-layer, twice how many edges are open and twice how many nodes and edges are left, because work on all of them would cost
-far more than the wait. Float64 decides every edge as exact arithmetic would; on data-centre GPUs it runs at the rate of
-float32. GPUs with slow float64 are better served by the path of single pictures.
+feature width. As many kernels are launched and as many questions asked as for one picture. There are two questions a
+layer, how many edges are open and how many nodes and edges are left, because work on all of them would cost far more
+than the wait. Float64 decides every edge as exact arithmetic would; on data-centre GPUs it runs at the rate of float32.
+GPUs with slow float64 are better served by the path of single pictures.
 """
 
 from __future__ import annotations

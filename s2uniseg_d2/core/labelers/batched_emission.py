@@ -95,12 +95,9 @@ class _BatchKind:
         return fresh & torch.zeros_like(fresh).scatter(1, order[:, : self._config.max_masks], True)
 
     def await_votes(self, kept: Tensor) -> Tensor:
-        """Which of the kept nodes have no V yet."""
-        if all(nodes.waiting is None for nodes in self._layers):
-            return torch.zeros_like(kept)
-        parts = [nodes.members.new_full((), -1).expand_as(nodes.sizes) if nodes.waiting is None else nodes.waiting
-                 for nodes in self._layers]  # fmt: skip
-        return kept & (torch.cat(parts, dim=1) >= 0)
+        """Which of the kept nodes have no V yet: all layers of a kind get theirs at once, or none does."""
+        waiting = [nodes.waiting for nodes in self._layers if nodes.waiting is not None]
+        return kept & (torch.cat(waiting, dim=1) >= 0) if waiting else torch.zeros_like(kept)
 
     def make(self, kept: Tensor, counts: list[int], waiting: Tensor, most: int, region: Region) -> list[PseudoMasks]:
         """The masks of every picture, of which there are ``counts``; at most ``most`` of a picture wait for a V."""
