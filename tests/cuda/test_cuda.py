@@ -13,17 +13,10 @@ from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
 from s2uniseg_d2.core.ops import kernels
 from s2uniseg_d2.core.ops.components import connected_components
 from tests.benchmarks.uniap_maps import make_features
-from tests.core.labelers.maps import KINDS, make_config, make_map
+from tests.core.labelers.maps import KINDS, assert_same_labels, make_config, make_map
 from tests.tiny import tiny_words, write_pictures
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
-
-
-def assert_same(one, other):
-    for a, b in zip(one, other, strict=True):
-        assert torch.equal(a.masks.cpu(), b.masks)
-        assert torch.equal(a.level.cpu(), b.level)
-        torch.testing.assert_close(a.embeddings.cpu(), b.embeddings, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -33,7 +26,7 @@ def test_uniap_gives_the_masks_of_the_cpu(kind):
         features, config = make_map(kind, generator), make_config(generator)
         truth = UniAP(config)(features)[0]
         for batched in (True, False):
-            assert_same(UniAP(config, batched)(features.cuda())[0], truth)
+            assert_same_labels(UniAP(config, batched)(features.cuda())[0], truth)
 
 
 @pytest.mark.parametrize("kind", ["smooth", "block", "scene"])
@@ -45,7 +38,7 @@ def test_uniap_gives_the_masks_of_the_cpu_on_wide_maps_of_a_batch(kind):
     finally:
         torch.set_float32_matmul_precision("highest")
     for one, other in zip(found, UniAP()(features, [(64, 64), (64, 48), (37, 64)]), strict=True):
-        assert_same(one, other)
+        assert_same_labels(one, other)
 
 
 @pytest.mark.parametrize("kind", ["smooth", "block"])
@@ -55,7 +48,7 @@ def test_uniap_gives_the_masks_of_the_cpu_without_kernels(monkeypatch, kind):
     for one, other in zip(
         UniAP()(features.cuda(), [(32, 32), (32, 21)]), UniAP()(features, [(32, 32), (32, 21)]), strict=True
     ):
-        assert_same(one, other)
+        assert_same_labels(one, other)
 
 
 def test_uniap_runs_by_kernels():

@@ -116,3 +116,11 @@ def _assert_same_masks(found: PseudoMasks, truth: list[DenseMask], size: tuple[i
     assert set(keys) == set(expected)
     for key, embedding in zip(keys, found.embeddings.numpy(), strict=True):
         np.testing.assert_allclose(embedding, expected[key], atol=1e-5, rtol=0)
+
+
+def assert_same_labels(one: PseudoLabels, other: PseudoLabels) -> None:
+    """Of one picture, on any device: equal masks and levels, and embeddings to 1e-5."""
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a.masks.cpu(), b.masks.cpu())
+        assert torch.equal(a.level.cpu(), b.level.cpu())
+        torch.testing.assert_close(a.embeddings.cpu(), b.embeddings.cpu(), atol=1e-5, rtol=0)

@@ -10,16 +10,8 @@ from s2uniseg_d2.core.labelers.batched_identify import BatchIdentifier
 from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
 from s2uniseg_d2.core.ops import edges, partitions, vectors
 from s2uniseg_d2.core.ops.transfer import ask
-from s2uniseg_d2.core.structures import PseudoLabels
 from tests.benchmarks.uniap_maps import make_features
-from tests.core.labelers.maps import KINDS, draw, make_config, make_map
-
-
-def assert_same(one: PseudoLabels, other: PseudoLabels) -> None:
-    for a, b in zip(one, other, strict=True):
-        assert torch.equal(a.masks, b.masks)
-        assert torch.equal(a.level, b.level)
-        torch.testing.assert_close(a.embeddings, b.embeddings, atol=1e-5, rtol=0)
+from tests.core.labelers.maps import KINDS, assert_same_labels, draw, make_config, make_map
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -27,7 +19,7 @@ def test_the_batch_gives_the_masks_of_single_pictures(kind):
     generator = torch.Generator().manual_seed(100 + KINDS.index(kind))
     for _ in range(25):
         features, config = make_map(kind, generator), make_config(generator)
-        assert_same(UniAP(config, batched=True)(features)[0], UniAP(config, batched=False)(features)[0])
+        assert_same_labels(UniAP(config, batched=True)(features)[0], UniAP(config, batched=False)(features)[0])
 
 
 @pytest.mark.parametrize("until_stable", [False, True])
@@ -46,7 +38,7 @@ def test_pictures_of_several_kinds_and_sizes_share_a_batch(until_stable):
         config = UniAPConfig(min_tokens=1, drop_whole=False, until_stable=until_stable, taus=(0.9, 0.6, 0.3, 0.0))
         found = UniAP(config, batched=True)(features, sizes)
         for image in range(4):
-            assert_same(found[image], UniAP(config)(features[image : image + 1], sizes[image : image + 1])[0])
+            assert_same_labels(found[image], UniAP(config)(features[image : image + 1], sizes[image : image + 1])[0])
 
 
 def test_an_empty_batch_and_one_without_masks():
@@ -62,7 +54,7 @@ def test_the_largest_masks_of_each_picture_are_kept(most):
     config = UniAPConfig(min_tokens=1, max_masks=most)
     for image, found in enumerate(UniAP(config, batched=True)(features, sizes)):
         assert len(found.instance.masks) == (most if image < 2 else 0)
-        assert_same(found, UniAP(config)(features[image : image + 1], sizes[image : image + 1])[0])
+        assert_same_labels(found, UniAP(config)(features[image : image + 1], sizes[image : image + 1])[0])
 
 
 def test_a_large_batch_goes_in_parts(monkeypatch):
@@ -75,7 +67,7 @@ def test_a_large_batch_goes_in_parts(monkeypatch):
     )
     monkeypatch.setattr(uniap, "MOST_TOGETHER", 2 * 4 * 36)
     for one, other in zip(whole, UniAP(batched=True)(features), strict=True):
-        assert_same(one, other)
+        assert_same_labels(one, other)
     assert seen == [2, 2, 1]
 
 
@@ -83,7 +75,7 @@ def test_a_large_batch_goes_in_parts(monkeypatch):
 def test_features_of_any_size_have_a_direction(scale):
     features = torch.randn(1, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(8)) + 1
     config = UniAPConfig(min_tokens=1)
-    assert_same(UniAP(config, batched=True)(features * scale)[0], UniAP(config, batched=True)(features)[0])
+    assert_same_labels(UniAP(config, batched=True)(features * scale)[0], UniAP(config, batched=True)(features)[0])
 
 
 def test_chunks_do_not_matter(monkeypatch):
@@ -93,7 +85,7 @@ def test_chunks_do_not_matter(monkeypatch):
     whole = UniAP(batched=True)(features)
     monkeypatch.setattr(edges, "TEMPORARY", 700)
     for one, other in zip(whole, UniAP(batched=True)(features), strict=True):
-        assert_same(one, other)
+        assert_same_labels(one, other)
 
 
 def test_a_batch_asks_the_host_no_more_than_one_picture_and_twice_a_layer(monkeypatch):
@@ -213,4 +205,4 @@ def test_layers_end_where_every_picture_is_one_region(monkeypatch):
     assert rounds == [[(0, False)], [(1, False), (0, True)], [(2, False), (1, True)], [(2, True)]]
     assert [image.instance.level.tolist() for image in labels] == [[0], [0, 0, 2]]
     for image in range(2):
-        assert_same(labels[image], UniAP(config)(features[image : image + 1])[0])
+        assert_same_labels(labels[image], UniAP(config)(features[image : image + 1])[0])

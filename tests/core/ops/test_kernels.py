@@ -13,7 +13,7 @@ import torch
 from s2uniseg_d2.core.labelers.uniap import UniAP, UniAPConfig
 from s2uniseg_d2.core.ops import kernels
 from s2uniseg_d2.core.ops.kernels import runs_as_kernel
-from tests.core.labelers.maps import KINDS, make_config, make_map
+from tests.core.labelers.maps import KINDS, assert_same_labels, make_config, make_map
 from tests.core.ops.conftest import INTERPRETS
 
 interpreted = pytest.mark.skipif(not INTERPRETS, reason="runs in the process that another test starts")
@@ -50,7 +50,7 @@ def test_kernels_give_the_masks_of_single_pictures(kind):
     generator = torch.Generator().manual_seed(300 + KINDS.index(kind))
     for _ in range(3):
         features, config = make_map(kind, generator), make_config(generator)
-        assert_same(UniAP(config, batched=True)(features)[0], UniAP(config, batched=False)(features)[0])
+        assert_same_labels(UniAP(config, batched=True)(features)[0], UniAP(config, batched=False)(features)[0])
 
 
 @interpreted
@@ -64,14 +64,7 @@ def test_kernels_label_pictures_of_several_sizes_in_one_batch(until_stable):
     config = UniAPConfig(min_tokens=1, drop_whole=False, until_stable=until_stable, taus=(0.9, 0.6, 0.3, 0.0))
     found = UniAP(config, batched=True)(features, sizes)
     for image in range(3):
-        assert_same(found[image], UniAP(config)(features[image : image + 1], sizes[image : image + 1])[0])
-
-
-def assert_same(one, other):
-    for a, b in zip(one, other, strict=True):
-        assert torch.equal(a.masks, b.masks)
-        assert torch.equal(a.level, b.level)
-        torch.testing.assert_close(a.embeddings, b.embeddings, atol=1e-5, rtol=0)
+        assert_same_labels(found[image], UniAP(config)(features[image : image + 1], sizes[image : image + 1])[0])
 
 
 @outside
