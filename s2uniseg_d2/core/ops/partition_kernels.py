@@ -241,7 +241,7 @@ def _compare_tokens(members, speaker, sizes, old, old_sizes, differs, width, str
     said = tl.load(old + base + tl.load(speaker + place, mask=live, other=0), mask=live, other=-1)
     own = tl.load(old + base + token, mask=live, other=-1)
     size = tl.load(old_sizes + base + token, mask=live, other=0)
-    is_other = live & ((own != said) | (own < 0) | (size != tl.load(sizes + place, mask=live, other=0)))
+    is_other = live & ((own != said) | (size != tl.load(sizes + place, mask=live, other=0)))
     tl.store(differs + layer * stride + place, tl.full([BLOCK], 1, tl.int8), mask=is_other)
 
 

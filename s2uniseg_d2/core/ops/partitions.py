@@ -199,7 +199,7 @@ def find_fresh(members: Tensor, sizes: Tensor, old: Tensor, old_sizes: Tensor, m
         members: ``(b, t)`` int64 region of every token, -1 for none.
         sizes: ``(b, s)`` int64 tokens of each region, 0 for padding.
         old: ``(m, b, t)`` int64 region of every token in m earlier partitions, -1 for none; m may be 0.
-        old_sizes: ``(m, b, t)`` int64 tokens of that region.
+        old_sizes: ``(m, b, t)`` int64 tokens of that region, 0 for none.
         most: ``(b,)`` int64 most tokens of a region that counts.
         min_tokens: least tokens, at least 1.
 
@@ -217,7 +217,7 @@ def find_fresh(members: Tensor, sizes: Tensor, old: Tensor, old_sizes: Tensor, m
         said = torch.gather(labels, 1, speaker)
         differs = labels != torch.gather(said, 1, region)
         mixed = torch.zeros_like(speaker).scatter_add_(1, region, differs.long())
-        is_old = (mixed == 0) & (said >= 0) & (torch.gather(tokens, 1, speaker) == padded)
+        is_old = (mixed == 0) & (torch.gather(tokens, 1, speaker) == padded)
         fresh &= ~is_old[:, :s]
     return fresh
 
