@@ -119,6 +119,8 @@ def test_pairs_of_masks_and_views_are_cropped_as_one_by_one(monkeypatch, cached)
             crop, crop_masks(masks[mask : mask + 1, :rows, :columns], boxes[view], flips[view], (5, 7))[0]
         )
     assert 0 < int(found.sum()) < found.numel()
+    with pytest.raises(ValueError, match="masks must be bool"):
+        crop_masks_to_views(masks.float(), boxes, flips, pairs, (5, 7), extents=extents)
     with pytest.raises(ValueError, match="overlap the global view of 16 x 36"):
         crop_masks_to_views(masks, boxes + torch.tensor([17.0, 0, 17, 0]), flips, pairs, (5, 7), extents=extents)
 
